@@ -1,3 +1,4 @@
 //! What the process shows of itself: metrics, health, logs.
 
+pub mod board;
 pub mod metrics;
