@@ -54,11 +54,11 @@ impl LeaseTable {
         rows.iter().map(row::from_row).collect()
     }
 
-    /// Adds a row; one that is there already stays as it is.
+    /// Adds a row; one that is there already stays as it is. Whether it was added.
     ///
     /// # Errors
     /// The failure of the call.
-    pub async fn add(&self, lease: &Lease) -> Result<(), Failure> {
+    pub async fn add(&self, lease: &Lease) -> Result<bool, Failure> {
         let mut item: Row = row::to_row(lease);
         item.extend(self.key(&lease.shard));
         let answer = self
@@ -73,8 +73,8 @@ impl LeaseTable {
             .await
             .map_err(Failure::from);
         match answer {
-            Ok(_) => Ok(()),
-            Err(failure) if failure.class == Class::Condition => Ok(()),
+            Ok(_) => Ok(true),
+            Err(failure) if failure.class == Class::Condition => Ok(false),
             Err(failure) => Err(failure),
         }
     }
