@@ -57,10 +57,13 @@ pub(super) fn endpoint(allow_http: bool) -> impl Fn(&DeValue<'_>) -> Result<Endp
                 .remedy("credentials are never in the file: use a profile, a role or the environment"));
         }
         let uri: Uri = url.parse().map_err(|_| not_url(&shown(&url)))?;
-        let (Some(scheme), Some(host)) = (uri.scheme_str(), uri.host()) else {
+        let (Some(scheme), Some(authority)) = (uri.scheme_str(), uri.authority()) else {
             return Err(not_url(&shown(&url)));
         };
-        if host.is_empty() || url.contains(['?', '#']) || !matches!(scheme, "http" | "https") {
+        let host = authority.host();
+        let port =
+            authority.as_str().len() == host.len() || authority.port_u16().is_some_and(|port| port > 0);
+        if host.is_empty() || !port || url.contains(['?', '#']) || !matches!(scheme, "http" | "https") {
             return Err(not_url(&shown(&url)));
         }
         if scheme == "http" && !allow_http && !is_loopback(host) {

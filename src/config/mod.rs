@@ -5,8 +5,8 @@
 //! nothing below this module looks at the file again. Whether tables and permissions exist is not known
 //! here: this module asks nobody.
 //!
-//! One thing a file: [`types`] the result, `section` reads keys and reports the unknown, `values` parses one
-//! value, `file` reads the sections, `routes` judges the routes together, `report` shows what is wrong.
+//! One thing a file: `types` the result, `section` reads keys and reports the unknown, `values` parses one
+//! value, `file` reads the sections, `access` how tables are reached, `routes` judges the routes together, `report` shows what is wrong.
 
 mod access;
 mod arn;

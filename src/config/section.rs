@@ -101,7 +101,7 @@ pub(super) struct Section<'t> {
     /// As in the file (`[[route]]`); empty at the top level.
     title: &'static str,
     /// Where the section begins.
-    pub(super) place: Place,
+    place: Place,
     entries: Option<&'t DeTable<'t>>,
     /// The keys that were asked for.
     known: Vec<&'static str>,
@@ -110,7 +110,16 @@ pub(super) struct Section<'t> {
 impl<'t> Section<'t> {
     /// The top level of the file.
     pub(super) fn root(reader: &'t Reader<'t>, entries: &'t DeTable<'t>) -> Self {
-        Self { reader, title: "", place: Place::File, entries: Some(entries), known: Vec::new() }
+        Self::new(reader, "", Place::File, Some(entries))
+    }
+
+    fn new(
+        reader: &'t Reader<'t>,
+        title: &'static str,
+        place: Place,
+        entries: Option<&'t DeTable<'t>>,
+    ) -> Self {
+        Self { reader, title, place, entries, known: Vec::new() }
     }
 
     /// The table under `key`, an empty one when it is absent; `None` when it is no table, which is reported.
@@ -119,7 +128,7 @@ impl<'t> Section<'t> {
             return self.optional_table(key, title);
         }
         self.known.push(key);
-        Some(Self { reader: self.reader, title, place: Place::File, entries: None, known: Vec::new() })
+        Some(Self::new(self.reader, title, Place::File, None))
     }
 
     /// The table under `key`; `None` when it is absent, or no table, which is reported.
@@ -127,9 +136,7 @@ impl<'t> Section<'t> {
         let value = self.value(key)?;
         let place = self.reader.place(&value.span());
         match value.get_ref() {
-            DeValue::Table(entries) => {
-                Some(Self { reader: self.reader, title, place, entries: Some(entries), known: Vec::new() })
-            }
+            DeValue::Table(entries) => Some(Self::new(self.reader, title, place, Some(entries))),
             other => {
                 let fault = wrong_type("a table", other).remedy(format!("write {title}"));
                 self.report(key, place, fault);
@@ -157,13 +164,7 @@ impl<'t> Section<'t> {
         for element in elements.iter() {
             let place = self.reader.place(&element.span());
             match element.get_ref() {
-                DeValue::Table(entries) => tables.push(Self {
-                    reader: self.reader,
-                    title,
-                    place,
-                    entries: Some(entries),
-                    known: Vec::new(),
-                }),
+                DeValue::Table(entries) => tables.push(Self::new(self.reader, title, place, Some(entries))),
                 other => {
                     let fault = wrong_type("an array of tables", other).remedy(format!("write {title}"));
                     self.report(key, place, fault);

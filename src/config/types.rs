@@ -49,7 +49,8 @@ pub struct Access {
     pub region: String,
     /// Another endpoint than AWS's own, for DynamoDB and its streams.
     pub endpoint: Option<String>,
-    /// Another endpoint for the streams only.
+    /// Another endpoint for the streams only. Always there for a route's source whose `endpoint` is one of
+    /// AWS's, because AWS serves streams at another host than tables.
     pub streams_endpoint: Option<String>,
     /// A profile of the AWS config files for the base credentials; otherwise the default chain.
     pub profile: Option<String>,
@@ -68,7 +69,8 @@ pub struct AssumeRole {
     pub session_name: String,
     /// How long a session lasts (900 s to 12 h; default 1 h).
     pub duration: Duration,
-    /// STS's endpoint; default: the member's own when that is not an AWS one, else AWS's for the Region.
+    /// STS's endpoint, filled in with the table's own when that is not one of AWS's; `None`: AWS's for the
+    /// Region.
     pub sts_endpoint: Option<String>,
 }
 

@@ -1,8 +1,10 @@
 //! Whole files in, whole reports out.
 
+mod access;
 mod docs;
 mod problems;
 mod roundtrip;
+mod routes;
 
 use super::Config;
 
@@ -47,4 +49,26 @@ fn report(text: &str) -> Vec<String> {
 #[track_caller]
 fn refuses(text: &str, expected: &[&str]) {
     assert_eq!(report(text), expected);
+}
+
+/// The sound file with one text replaced, which must occur once.
+#[track_caller]
+fn with(from: &str, to: &str) -> String {
+    assert_eq!(SOUND.matches(from).count(), 1, "{from:?} in the sound file");
+    SOUND.replace(from, to)
+}
+
+/// The sound file and more below it: the first added line is line 15.
+fn plus(more: &str) -> String {
+    format!("{SOUND}{more}")
+}
+
+/// The sound file with more keys at the top level, before the sections.
+fn top(more: &str) -> String {
+    format!("{more}\n{SOUND}")
+}
+
+/// The sound file with more keys in the first member, from line 7 on.
+fn in_old(more: &str) -> String {
+    with("111111111111:table/orders\"\n", &format!("111111111111:table/orders\"\n{more}\n"))
 }
