@@ -145,8 +145,10 @@ impl Graph<'_> {
         let named =
             |member: &MemberDraft| member.name.as_ref().is_some_and(|other| other.value == name.value);
         let found = self.members.iter().position(named);
-        // When a member's name could not be read, it may be the one that is meant.
-        let all_read = self.reader.is_sound() && self.members.iter().all(|member| member.name.is_some());
+        // When a member or its name could not be read, it may be the one that is meant.
+        let all_read = self.reader.is_sound()
+            && !self.members.is_empty()
+            && self.members.iter().all(|member| member.name.is_some());
         if found.is_none() && all_read {
             let fault = Fault::new(format!(
                 "\"{key}\" names member {}, which does not exist",
@@ -158,7 +160,7 @@ impl Graph<'_> {
                 Some(near) => format!("did you mean \"{near}\"?"),
                 None => format!("the members are {}", names.join(", ")),
             };
-            self.reader.report(name.place, if names.is_empty() { fault } else { fault.remedy(remedy) });
+            self.reader.report(name.place, fault.remedy(remedy));
         }
         found
     }
