@@ -72,9 +72,7 @@ fn a_name_is_not_unknown_when_members_could_not_be_read() {
     let route = "[[route]]\nname = \"r\"\nfrom = \"a\"\nto = [\"x\"]\n";
     refuses(&among(route).replace("\"b\"", "5"), &["f.toml:8:8: \"name\" must be a string, not an integer"]);
     refuses(
-        &format!(
-            "member = 1\nroute = [{{ name = \"r\", from = \"a\", to = [\"x\"] }}]\n[state]\ntable = \"arn:aws:dynamodb:eu-west-1:999999999999:table/state\""
-        ),
+        "member = 1\nroute = [{ name = \"r\", from = \"a\", to = [\"x\"] }]\n[state]\ntable = \"arn:aws:dynamodb:eu-west-1:999999999999:table/state\"",
         &["f.toml:1:10: \"member\" must be an array of tables, not an integer; write [[member]]"],
     );
 }
