@@ -181,7 +181,7 @@ impl Replicator {
             .collect();
         let leases = &self.parts.leases;
         let mut added = stream::iter(&rows)
-            .map(|row| async { leases.add(row).await.map(|new| (row, new)) })
+            .map(|row| async move { leases.add(row).await.map(|new| (row, new)) })
             .buffered(AT_ONCE);
         while let Some(result) = added.next().await {
             let (row, new) = result?;
@@ -209,9 +209,12 @@ impl Replicator {
         let mut failed = None;
         while let Some(result) = taken.next().await {
             match result {
-                Ok(Some((take, held))) => self.walk(take, held, &fence),
+                Ok(Some((mut take, (held, lease)))) => {
+                    take.refresh(&lease);
+                    self.walk(take, held, &fence);
+                }
                 Ok(None) => {}
-                // What others were taken meanwhile is walked all the same.
+                // What else was taken meanwhile is walked all the same.
                 Err(failure) => failed = Some(failure),
             }
         }

@@ -49,6 +49,22 @@ pub struct Take {
     pub suspect: bool,
 }
 
+impl Take {
+    /// Takes over what the row says now: its last owner may have gone on since it was seen.
+    pub fn refresh(&mut self, now: &Lease) {
+        self.starts.retain(|peer, _| !now.peers.get(peer).is_some_and(|p| p.done));
+        for (peer, start) in &mut self.starts {
+            if let Some(current) = now.peers.get(peer).filter(|p| p.position.sequence.is_some()) {
+                start.sequence.clone_from(&current.position.sequence);
+                start.created = current.position.created;
+                start.hlc = start.hlc.max(current.position.hlc);
+                self.suspect = false;
+            }
+        }
+        self.seen = now.clone();
+    }
+}
+
 /// A record is gone after this.
 const RETENTION: Duration = Duration::from_secs(24 * 3600);
 
