@@ -1,8 +1,10 @@
 //! Shardwalker replicates DynamoDB tables across AWS accounts by walking the shards of their streams.
 
+pub mod access;
 pub mod apply;
 pub mod aws;
 pub mod change;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod dead_letters;
@@ -18,7 +20,9 @@ pub mod peer;
 pub mod replicator;
 pub mod retry;
 pub mod route;
+pub mod service;
 pub mod shutdown;
+pub mod starts;
 pub mod state;
 pub mod stream;
 pub mod task;

@@ -14,6 +14,7 @@ use crate::stream::graph::Shard;
 use crate::stream::list::Lister;
 use crate::task::Tasks;
 use crate::walker::{End, Walker, WalkerParts};
+use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt, stream};
 use std::collections::{BTreeMap, BTreeSet};
 use std::panic::AssertUnwindSafe;
@@ -172,42 +173,37 @@ impl Replicator {
 
     /// Adds the rows of new shards; whether there were any.
     async fn add(&mut self, actions: &[Action]) -> Result<bool, Failure> {
-        let rows: Vec<&Lease> = actions
-            .iter()
-            .filter_map(|action| match action {
-                Action::Add(lease) => Some(lease),
-                Action::Take(_) => None,
-            })
-            .collect();
-        let leases = &self.parts.leases;
-        let mut added = stream::iter(&rows)
-            .map(|row| async move { leases.add(row).await.map(|new| (row, new)) })
-            .buffered(AT_ONCE);
-        while let Some(result) = added.next().await {
-            let (row, new) = result?;
-            if new && row.initial {
-                self.fresh.insert(row.shard.clone());
+        let mut calls: Vec<BoxFuture<'static, Result<(Lease, bool), Failure>>> = Vec::new();
+        for action in actions {
+            if let Action::Add(row) = action {
+                let (leases, row) = (self.parts.leases.clone(), row.clone());
+                calls.push(Box::pin(async move { leases.add(&row).await.map(|new| (row, new)) }));
             }
         }
-        Ok(!rows.is_empty())
+        let any = !calls.is_empty();
+        for result in some_at_once(calls).await {
+            let (row, new) = result?;
+            if new && row.initial {
+                self.fresh.insert(row.shard);
+            }
+        }
+        Ok(any)
     }
 
     async fn take(&mut self, actions: Vec<Action>) -> Result<(), Failure> {
         // Without the right to write there is nothing to take.
         let Some(fence) = self.parts.heart.fence() else { return Ok(()) };
-        let takes = actions.into_iter().filter_map(|action| match action {
-            Action::Add(_) => None,
-            Action::Take(take) => Some(*take),
-        });
-        let leases = self.parts.leases.clone();
-        let mut taken = stream::iter(takes)
-            .map(|take| {
-                let leases = leases.clone();
-                async move { leases.take(&take.seen).await.map(|held| held.map(|held| (take, held))) }
-            })
-            .buffered(AT_ONCE);
+        let mut calls: Vec<BoxFuture<'static, Result<_, Failure>>> = Vec::new();
+        for action in actions {
+            if let Action::Take(take) = action {
+                let leases = self.parts.leases.clone();
+                calls.push(Box::pin(async move {
+                    leases.take(&take.seen).await.map(|held| held.map(|held| (*take, held)))
+                }));
+            }
+        }
         let mut failed = None;
-        while let Some(result) = taken.next().await {
+        for result in some_at_once(calls).await {
             match result {
                 Ok(Some((mut take, (held, lease)))) => {
                     take.refresh(&lease);
@@ -272,4 +268,9 @@ impl Replicator {
         };
         self.pauses.next(action).unwrap_or(Policy::FOREVER.slow)
     }
+}
+
+/// Makes the calls, a few at the same time; the results are in the order of the calls.
+async fn some_at_once<T>(calls: Vec<BoxFuture<'static, T>>) -> Vec<T> {
+    stream::iter(calls).buffered(AT_ONCE).collect().await
 }
