@@ -3,3 +3,6 @@
 pub mod clock;
 pub mod config;
 pub mod task;
+
+#[cfg(feature = "sandbox")]
+pub mod sandbox;
