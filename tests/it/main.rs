@@ -1,6 +1,10 @@
 //! Integration tests, one binary: a module for each subject.
 
 #[cfg(feature = "sandbox")]
+mod replicate;
+#[cfg(feature = "sandbox")]
 mod sandbox_support;
 #[cfg(feature = "sandbox")]
 mod sandbox_tables;
+#[cfg(feature = "sandbox")]
+mod world;
