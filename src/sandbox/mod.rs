@@ -27,6 +27,7 @@ pub mod faults;
 pub mod gateway;
 pub mod iam;
 pub mod random;
+pub mod setup;
 pub mod streams;
 pub mod tables;
 pub mod time;
