@@ -1,6 +1,8 @@
 //! Integration tests, one binary: a module for each subject.
 
 #[cfg(feature = "sandbox")]
+mod sandbox_access;
+#[cfg(feature = "sandbox")]
 mod sandbox_support;
 #[cfg(feature = "sandbox")]
 mod sandbox_tables;
