@@ -3,6 +3,12 @@
 #[cfg(feature = "sandbox")]
 mod sandbox_access;
 #[cfg(feature = "sandbox")]
+mod sandbox_clients;
+#[cfg(feature = "sandbox")]
+mod sandbox_faults;
+#[cfg(feature = "sandbox")]
+mod sandbox_streams;
+#[cfg(feature = "sandbox")]
 mod sandbox_support;
 #[cfg(feature = "sandbox")]
 mod sandbox_tables;

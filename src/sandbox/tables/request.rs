@@ -116,7 +116,8 @@ impl Resolver<'_> {
     }
 
     fn needs_of_account(&mut self, action: &str, resource: &str) {
-        let resource = format!("arn:aws:dynamodb:{}:{}:{resource}", self.region, self.account);
+        let owner = self.owner.as_deref().unwrap_or(self.account);
+        let resource = format!("arn:aws:dynamodb:{}:{owner}:{resource}", self.region);
         let action = format!("dynamodb:{action}");
         self.accesses.push(Access { action, resource, guarded_by: None, shareable: false });
     }
@@ -152,7 +153,6 @@ impl Resolved {
                     body["TableName"] = r.table(&name)?.table.into();
                 }
                 r.needs_of_account(operation, "table/*/stream/*");
-                r.owner = Some(account.into());
             }
             "CreateTable" => {
                 let name = body.get("TableName").and_then(Value::as_str).unwrap_or_default().to_owned();
