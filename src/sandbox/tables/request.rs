@@ -39,6 +39,8 @@ pub struct Resolved {
     pub accesses: Vec<Access>,
     /// The names as the caller gave them, by plain name, where they differ.
     given: BTreeMap<String, String>,
+    /// Whether the answer repeats table names.
+    repeats_names: bool,
 }
 
 /// The operations that resource policies cover across accounts.
@@ -229,9 +231,11 @@ impl Resolved {
                 }
             }
         }
+        let repeats_names = operation.starts_with("Batch") || body.get("ReturnConsumedCapacity").is_some();
         Ok(Self {
             operation: operation.into(),
             body,
+            repeats_names,
             account: r.owner.unwrap_or_else(|| account.into()),
             region: region.into(),
             table: r.table,
@@ -314,14 +318,17 @@ impl Resolved {
         })
     }
 
+    /// The body, for who performs the request; afterwards nothing can be asked about it.
+    pub fn take_body(&mut self) -> Value {
+        std::mem::take(&mut self.body)
+    }
+
     /// Puts the names that the caller used into an answer that repeats them.
     ///
     /// # Errors
     /// When the answer is not JSON.
     pub fn restore_names(&self, answer: Vec<u8>) -> ApiResult<Vec<u8>> {
-        let repeats =
-            self.operation.starts_with("Batch") || self.body.get("ReturnConsumedCapacity").is_some();
-        if self.given.is_empty() || !repeats {
+        if self.given.is_empty() || !self.repeats_names {
             return Ok(answer);
         }
         let broken = |error: serde_json::Error| ApiError::internal(error.to_string());
