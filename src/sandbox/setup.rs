@@ -323,6 +323,15 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn the_documented_file_works() {
+        let document = include_str!("../../docs/sandbox.md");
+        let example = document.split("```toml\n").nth(1).and_then(|rest| rest.split("```").next());
+        let (sandbox, ready) = Setup::parse(example.unwrap()).unwrap().build().unwrap();
+        assert_eq!(sandbox.options().seed, 7);
+        assert_eq!(ready.accounts[0].tables.len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn problems_say_where() {
         let unknown = Setup::parse("[[account]]\nid = \"1\"\nuser_name = \"x\"").unwrap_err().to_string();
         assert!(unknown.contains("user_name") && unknown.contains("line 3"), "{unknown}");

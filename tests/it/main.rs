@@ -1,5 +1,13 @@
 //! Integration tests, one binary: a module for each subject.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a test fails by panicking and says so"
+)]
+
 #[cfg(feature = "sandbox")]
 mod sandbox_access;
 #[cfg(feature = "sandbox")]
