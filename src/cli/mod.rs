@@ -5,6 +5,8 @@
 
 mod check;
 mod run;
+#[cfg(feature = "sandbox")]
+mod sandbox;
 
 use crate::config::Config;
 use crate::telemetry::logs;
@@ -33,6 +35,9 @@ enum Command {
     Run(run::Args),
     /// Check a config, and every permission that it needs
     Check(check::Args),
+    /// Serve the embedded AWS accounts until stopped
+    #[cfg(feature = "sandbox")]
+    Sandbox(sandbox::Args),
 }
 
 /// The config file of a command.
@@ -77,6 +82,8 @@ pub fn main() -> ExitCode {
         match cli.command {
             Command::Run(args) => run::run(args).await,
             Command::Check(args) => check::run(args).await,
+            #[cfg(feature = "sandbox")]
+            Command::Sandbox(args) => sandbox::run(args).await,
         }
     });
     // What is left are blocking calls of nobody's concern.
