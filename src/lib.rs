@@ -31,4 +31,6 @@ pub mod version;
 pub mod walker;
 
 #[cfg(feature = "sandbox")]
+pub mod demo;
+#[cfg(feature = "sandbox")]
 pub mod sandbox;
