@@ -9,6 +9,8 @@
 )]
 
 #[cfg(feature = "sandbox")]
+mod replicate;
+#[cfg(feature = "sandbox")]
 mod sandbox_access;
 #[cfg(feature = "sandbox")]
 mod sandbox_clients;
@@ -16,8 +18,6 @@ mod sandbox_clients;
 mod sandbox_faults;
 #[cfg(feature = "sandbox")]
 mod sandbox_streams;
-#[cfg(feature = "sandbox")]
-mod replicate;
 #[cfg(feature = "sandbox")]
 mod sandbox_support;
 #[cfg(feature = "sandbox")]
