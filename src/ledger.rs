@@ -1,0 +1,177 @@
+//! The ledger: tombstones in the state table.
+//!
+//! For a scope (on a one-way route: the peer) and a key, the highest version of a delete. It is raised before a
+//! delete touches a peer and read, strongly consistent, after a creation there; whichever comes second sees the
+//! other. A tombstone expires after the configured retention.
+//!
+//! Reads that arrive while others are under way are sent together, up to 100 in one BatchGetItem: creations
+//! come in bursts, and one read each would double the requests of an initial load.
+
+use crate::clock::Clock;
+use crate::failure::{Class, Failure};
+use crate::item::Digest;
+use crate::state::{EXPIRES, PK, Row, SK, StateTable, get_text, number, text};
+use crate::version::Version;
+use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::{Semaphore, oneshot};
+
+const VERSION: &str = "version";
+/// What BatchGetItem takes.
+const BATCH: usize = 100;
+/// Batches under way at once: few, so that reads gather.
+const FLIGHTS: usize = 4;
+
+type Answer = Result<Option<Version>, Failure>;
+type Waiting = Vec<(String, oneshot::Sender<Answer>)>;
+
+/// The tombstones of a state table. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Ledger {
+    state: StateTable,
+    clock: Clock,
+    retention: Duration,
+    waiting: Arc<Mutex<Waiting>>,
+    flights: Arc<Semaphore>,
+}
+
+impl Ledger {
+    /// The ledger in a state table; tombstones are kept for `retention`.
+    #[must_use]
+    pub fn new(state: StateTable, clock: Clock, retention: Duration) -> Self {
+        let (waiting, flights) = (Arc::default(), Arc::new(Semaphore::new(FLIGHTS)));
+        Self { state, clock, retention, waiting, flights }
+    }
+
+    /// Raises the tombstone of a key to `version`; one that is higher already stays.
+    ///
+    /// # Errors
+    /// The failure of the call; raising again is harmless.
+    pub async fn raise(&self, scope: &str, key: Digest, version: Version) -> Result<(), Failure> {
+        let expires = (self.clock.since_epoch() + self.retention).as_secs();
+        let answer = self
+            .state
+            .call("UpdateItem")
+            .update_item()
+            .table_name(self.state.name())
+            .key(PK, text(partition(scope, key)))
+            .key(SK, text(SORT))
+            .update_expression("SET #version = :version, #expires = :expires")
+            .condition_expression("attribute_not_exists(#version) OR #version < :version")
+            .expression_attribute_names("#version", VERSION)
+            .expression_attribute_names("#expires", EXPIRES)
+            .expression_attribute_values(":version", text(version.to_string()))
+            .expression_attribute_values(":expires", number(expires))
+            .send()
+            .await
+            .map_err(Failure::from);
+        match answer {
+            Ok(_) => Ok(()),
+            Err(failure) if failure.class == Class::Condition => Ok(()),
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// The tombstone of a key: the highest version of a delete, or `None`. Strongly consistent.
+    ///
+    /// # Errors
+    /// The failure of the call that carried this read.
+    pub async fn read(&self, scope: &str, key: Digest) -> Answer {
+        let id = partition(scope, key);
+        loop {
+            let (sender, mut answer) = oneshot::channel();
+            lock(&self.waiting).push((id.clone(), sender));
+            // Whoever gets a flight takes everybody who waits along; the others wait for their answer.
+            let answered = loop {
+                tokio::select! {
+                    biased;
+                    answered = &mut answer => break answered,
+                    flight = self.flights.acquire() => {
+                        let Ok(_flight) = flight else { break answer.await };
+                        let passengers = {
+                            let mut waiting = lock(&self.waiting);
+                            let count = waiting.len().min(BATCH);
+                            waiting.drain(..count).collect::<Waiting>()
+                        };
+                        if !passengers.is_empty() {
+                            self.fly(passengers).await;
+                        }
+                    }
+                }
+            };
+            // No answer: the task that took this read along was dropped on the way. Ask again.
+            if let Ok(answered) = answered {
+                return answered;
+            }
+        }
+    }
+
+    async fn fly(&self, passengers: Waiting) {
+        let mut by_id: BTreeMap<String, Vec<oneshot::Sender<Answer>>> = BTreeMap::new();
+        for (id, sender) in passengers {
+            by_id.entry(id).or_default().push(sender);
+        }
+        let found = self.fetch(by_id.keys().cloned().collect()).await;
+        for (id, senders) in by_id {
+            for sender in senders {
+                let answer = match &found {
+                    Ok(found) => version_of(found.get(&id)),
+                    Err(failure) => Err(failure.clone()),
+                };
+                // A reader that is gone needs no answer.
+                let _ = sender.send(answer);
+            }
+        }
+    }
+
+    async fn fetch(&self, ids: Vec<String>) -> Result<HashMap<String, Row>, Failure> {
+        let row_key = |id: String| HashMap::from([(PK.into(), text(id)), (SK.into(), text(SORT))]);
+        let mut keys: Vec<HashMap<String, AttributeValue>> = ids.into_iter().map(row_key).collect();
+        let mut found = HashMap::new();
+        while !keys.is_empty() {
+            let asked = keys.len();
+            let request = KeysAndAttributes::builder()
+                .set_keys(Some(keys))
+                .consistent_read(true)
+                .build()
+                .map_err(|e| Failure::new(Class::Invalid, "Request", e.to_string()))?;
+            let answer = self
+                .state
+                .call("BatchGetItem")
+                .batch_get_item()
+                .request_items(self.state.name(), request)
+                .send()
+                .await?;
+            for row in answer.responses.unwrap_or_default().into_values().flatten() {
+                if let Some(id) = get_text(&row, PK) {
+                    found.insert(id.to_owned(), row);
+                }
+            }
+            keys = answer.unprocessed_keys.unwrap_or_default().into_values().flat_map(|k| k.keys).collect();
+            if keys.len() == asked {
+                return Err(Failure::new(Class::Throttled, "UnprocessedKeys", "the state table took none"));
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Every tombstone is a partition of its own, so that they spread.
+fn partition(scope: &str, key: Digest) -> String {
+    format!("ledger#{scope}#{key}")
+}
+
+const SORT: &str = "tombstone";
+
+fn version_of(row: Option<&Row>) -> Answer {
+    let Some(row) = row else { return Ok(None) };
+    get_text(row, VERSION).and_then(|v| v.parse().ok()).map(Some).ok_or_else(|| {
+        Failure::new(Class::Unrecognised, "BadTombstone", "a tombstone in the state table has no version")
+    })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

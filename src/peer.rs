@@ -1,0 +1,364 @@
+//! Conditional writes to one member table: the only place that writes to members.
+//!
+//! A put or a delete with version v takes effect only where nothing newer is: the item does not exist, has no
+//! stamp (an application wrote it), has something that is not a stamp, has a lower version, or one beyond the
+//! drift ceiling. A failed condition is a normal outcome. Every step can be repeated: after a lost answer, a
+//! crash, or by two workers at once, the result is the same.
+
+use crate::clock::Clock;
+use crate::failure::{Class, Failure};
+use crate::item::{Item, Key};
+use crate::ledger::Ledger;
+use crate::limit::Adaptive;
+use crate::version::{Hlc, Stamp, Version};
+use aws_sdk_dynamodb::Client;
+use aws_sdk_dynamodb::operation::delete_item::DeleteItemError;
+use aws_sdk_dynamodb::operation::delete_item::builders::DeleteItemFluentBuilder;
+use aws_sdk_dynamodb::operation::put_item::PutItemError;
+use aws_sdk_dynamodb::operation::put_item::builders::PutItemFluentBuilder;
+use aws_sdk_dynamodb::types::{AttributeValue, ReturnValuesOnConditionCheckFailure};
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use aws_smithy_runtime_api::client::result::SdkError;
+use prometheus::IntCounter;
+use std::collections::HashMap;
+use std::time::Duration;
+
+/// What became of a step at a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It took effect, or had taken effect before.
+    Applied,
+    /// Something newer is there.
+    Superseded,
+}
+
+/// Where a step failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StepError {
+    /// A call to the peer.
+    #[error("{0}")]
+    Peer(Failure),
+    /// A call to the state table.
+    #[error("state table: {0}")]
+    State(Failure),
+}
+
+impl StepError {
+    /// The failure, wherever it was.
+    #[must_use]
+    pub const fn failure(&self) -> &Failure {
+        match self {
+            Self::Peer(failure) | Self::State(failure) => failure,
+        }
+    }
+}
+
+/// A peer table as one route writes to it.
+#[derive(Debug)]
+pub struct Peer {
+    /// The member's name; the scope of its tombstones.
+    name: String,
+    client: Client,
+    table: String,
+    /// The partition key's attribute name: an item exists when it has one.
+    partition_key: String,
+    /// The stamp attribute's name.
+    stamp: String,
+    max_drift: Duration,
+    clock: Clock,
+    ledger: Ledger,
+    limit: Adaptive,
+    requests: IntCounter,
+}
+
+/// What a [`Peer`] is made of.
+pub struct PeerParts {
+    /// The member's name.
+    pub name: String,
+    /// A client of the member's access.
+    pub client: Client,
+    /// The table's full ARN.
+    pub table: String,
+    /// The partition key's attribute name.
+    pub partition_key: String,
+    /// The stamp attribute's name.
+    pub stamp: String,
+    /// How far ahead of the clock a stamp is believed.
+    pub max_drift: Duration,
+    /// The worker's clock.
+    pub clock: Clock,
+    /// The tombstones.
+    pub ledger: Ledger,
+    /// Counts requests.
+    pub requests: IntCounter,
+}
+
+/// What a put expects to find, which tells a creation from an overwrite without reading first.
+#[derive(Debug, Clone, PartialEq)]
+enum Expect {
+    Absent,
+    Older,
+    /// This very attribute, which sorts like a newer stamp but is none.
+    NotAStamp(String),
+}
+
+/// Absent and present may take turns under the writer; after this many the step is tried again later.
+const ROUNDS: usize = 8;
+
+impl Peer {
+    /// Puts a peer together. Sends nothing.
+    #[must_use]
+    pub fn new(parts: PeerParts) -> Self {
+        let PeerParts { name, client, table, partition_key, stamp, max_drift, clock, ledger, requests } =
+            parts;
+        let limit = Adaptive::new();
+        Self { name, client, table, partition_key, stamp, max_drift, clock, ledger, limit, requests }
+    }
+
+    /// The member's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The limit on writes that follows the peer's throttling.
+    #[must_use]
+    pub fn limit(&self) -> &Adaptive {
+        &self.limit
+    }
+
+    /// Raises the tombstone of a key, which must happen before its item is deleted here.
+    ///
+    /// # Errors
+    /// The state table's failure.
+    pub async fn raise(&self, key: &Key, version: Version) -> Result<(), StepError> {
+        self.ledger.raise(&self.name, key.digest(), version).await.map_err(StepError::State)
+    }
+
+    /// Puts `content`, stamped with `version`. `creates` is the guess whether the item is absent here: a right
+    /// guess costs one request, a wrong one two. After a creation the ledger is read, and a newer delete wins.
+    ///
+    /// # Errors
+    /// Any failure but that of the condition; the step can be repeated.
+    pub async fn put(
+        &self,
+        content: &Item,
+        key: &Key,
+        version: Version,
+        creates: bool,
+    ) -> Result<Outcome, StepError> {
+        let mut item = content.0.clone();
+        let stamp = Stamp::of(content, version).to_string();
+        item.insert(self.stamp.clone(), AttributeValue::S(stamp));
+        let mut expect = if creates { Expect::Absent } else { Expect::Older };
+        for _ in 0..ROUNDS {
+            let answer = self.send_put(item.clone(), version, &expect).await?;
+            let found = match answer {
+                Answer::Done if expect == Expect::Absent => return self.after_creation(key, version).await,
+                Answer::Done => return Ok(Outcome::Applied),
+                Answer::Found(found) => found,
+            };
+            expect = match found {
+                Found::Nothing => Expect::Absent,
+                Found::Older => Expect::Older,
+                Found::NotAStamp(text) => Expect::NotAStamp(text),
+                // Ours, from before a lost answer or a crash; its creation may not have been checked.
+                Found::Same => return self.after_creation(key, version).await,
+                Found::Newer => return Ok(Outcome::Superseded),
+            };
+        }
+        Err(contended())
+    }
+
+    /// Deletes the item unless something newer than `version` is there. The tombstone must have been raised.
+    ///
+    /// # Errors
+    /// Any failure but that of the condition; the step can be repeated.
+    pub async fn delete(&self, key: &Key, version: Version) -> Result<Outcome, StepError> {
+        let mut expect = Expect::Older;
+        for _ in 0..ROUNDS {
+            expect = match self.send_delete(key, version, &expect).await? {
+                Answer::Done => return Ok(Outcome::Applied),
+                Answer::Found(Found::Newer | Found::Same) => return Ok(Outcome::Superseded),
+                Answer::Found(Found::Nothing | Found::Older) => Expect::Older,
+                Answer::Found(Found::NotAStamp(text)) => Expect::NotAStamp(text),
+            };
+        }
+        Err(contended())
+    }
+
+    /// A creation has happened: a delete that is newer may have come before it.
+    async fn after_creation(&self, key: &Key, version: Version) -> Result<Outcome, StepError> {
+        match self.ledger.read(&self.name, key.digest()).await.map_err(StepError::State)? {
+            Some(tombstone) if tombstone > version => {
+                self.delete(key, tombstone).await?;
+                Ok(Outcome::Superseded)
+            }
+            _ => Ok(Outcome::Applied),
+        }
+    }
+
+    async fn send_put(
+        &self,
+        item: HashMap<String, AttributeValue>,
+        version: Version,
+        expect: &Expect,
+    ) -> Result<Answer, StepError> {
+        self.limit.turn().await;
+        self.requests.inc();
+        let request = self
+            .client
+            .put_item()
+            .table_name(&self.table)
+            .set_item(Some(item))
+            .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
+        let request = match expect {
+            Expect::Absent => request
+                .condition_expression("attribute_not_exists(#pk)")
+                .expression_attribute_names("#pk", &self.partition_key),
+            Expect::Older => {
+                let condition = format!("attribute_exists(#pk) AND ({OVERWRITABLE})");
+                let request = request
+                    .condition_expression(condition)
+                    .expression_attribute_names("#pk", &self.partition_key);
+                self.with_older(request, version)
+            }
+            Expect::NotAStamp(text) => self.with_seen(request.condition_expression(SEEN), text),
+        };
+        let answer = request.send().await;
+        self.answer(answer, version, |error| match error {
+            PutItemError::ConditionalCheckFailedException(failed) => Some(failed.item()),
+            _ => None,
+        })
+    }
+
+    async fn send_delete(&self, key: &Key, version: Version, expect: &Expect) -> Result<Answer, StepError> {
+        self.limit.turn().await;
+        self.requests.inc();
+        let request = self
+            .client
+            .delete_item()
+            .table_name(&self.table)
+            .set_key(Some(key.attributes().0.clone()))
+            .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
+        let request = match expect {
+            Expect::NotAStamp(text) => self.with_seen(request.condition_expression(SEEN), text),
+            Expect::Absent | Expect::Older => {
+                self.with_older(request.condition_expression(OVERWRITABLE), version)
+            }
+        };
+        let answer = request.send().await;
+        self.answer(answer, version, |error| match error {
+            DeleteItemError::ConditionalCheckFailedException(failed) => Some(failed.item()),
+            _ => None,
+        })
+    }
+
+    /// Sorts an answer; `refused` gives the old item of a failed condition.
+    fn answer<T, E>(
+        &self,
+        answer: Result<T, SdkError<E, HttpResponse>>,
+        version: Version,
+        refused: impl Fn(&E) -> Option<Option<&HashMap<String, AttributeValue>>>,
+    ) -> Result<Answer, StepError>
+    where
+        Failure: From<SdkError<E, HttpResponse>>,
+    {
+        let error = match answer {
+            Ok(_) => {
+                self.limit.succeeded();
+                return Ok(Answer::Done);
+            }
+            Err(error) => error,
+        };
+        if let Some(item) = error.as_service_error().and_then(refused) {
+            self.limit.succeeded();
+            return Ok(Answer::Found(self.found(item, version)));
+        }
+        let failure = Failure::from(error);
+        if failure.class == Class::Throttled {
+            self.limit.throttled();
+        }
+        Err(StepError::Peer(failure))
+    }
+
+    /// What stands where a put's condition failed.
+    fn found(&self, item: Option<&HashMap<String, AttributeValue>>, version: Version) -> Found {
+        let Some(item) = item.filter(|item| !item.is_empty()) else { return Found::Nothing };
+        let Some(AttributeValue::S(text)) = item.get(&self.stamp) else { return Found::Older };
+        match Stamp::parse(text) {
+            None => Found::NotAStamp(text.clone()),
+            Some(stamp) if stamp.version == version => Found::Same,
+            Some(stamp) if stamp.version < version || stamp.version.hlc > self.ceiling(version) => {
+                Found::Older
+            }
+            Some(_) => Found::Newer,
+        }
+    }
+
+    /// Beyond this a stamp is not believed. It follows this worker's clock, and never falls behind the versions
+    /// that it writes: a replay of old records must not take today's stamps for ones from the future.
+    fn ceiling(&self, version: Version) -> Hlc {
+        Hlc::from_millis(self.clock.millis()).max(version.hlc).plus(self.max_drift)
+    }
+
+    fn with_seen<R: Expressions>(&self, request: R, seen: &str) -> R {
+        request.alias("#stamp", &self.stamp).value(":seen", AttributeValue::S(seen.to_owned()))
+    }
+
+    fn with_older<R: Expressions>(&self, request: R, version: Version) -> R {
+        request
+            .alias("#stamp", &self.stamp)
+            .value(":string", AttributeValue::S("S".to_owned()))
+            .value(":version", AttributeValue::S(version.to_string()))
+            .value(
+                ":ceiling",
+                AttributeValue::S(Version::new(self.ceiling(version), u8::MAX).to_string() + "~"),
+            )
+    }
+}
+
+fn contended() -> StepError {
+    StepError::Peer(Failure::new(Class::Transient, "Contended", "the item came and went under this write"))
+}
+
+/// True where nothing newer is, also where there is no item.
+const OVERWRITABLE: &str = "attribute_not_exists(#stamp) OR NOT attribute_type(#stamp, :string) \
+     OR #stamp < :version OR #stamp > :ceiling";
+
+/// True where the attribute that is not a stamp still is what was seen.
+const SEEN: &str = "#stamp = :seen";
+
+enum Answer {
+    Done,
+    Found(Found),
+}
+
+enum Found {
+    Nothing,
+    Older,
+    NotAStamp(String),
+    Same,
+    Newer,
+}
+
+/// Names and values of an expression, the same for puts and deletes.
+trait Expressions {
+    fn alias(self, alias: &str, name: &str) -> Self;
+    fn value(self, name: &str, value: AttributeValue) -> Self;
+}
+
+macro_rules! expressions {
+    ($request:ty) => {
+        impl Expressions for $request {
+            fn alias(self, alias: &str, name: &str) -> Self {
+                self.expression_attribute_names(alias, name)
+            }
+            fn value(self, name: &str, value: AttributeValue) -> Self {
+                self.expression_attribute_values(name, value)
+            }
+        }
+    };
+}
+expressions!(PutItemFluentBuilder);
+expressions!(DeleteItemFluentBuilder);

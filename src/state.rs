@@ -1,0 +1,260 @@
+//! The state table: one DynamoDB table in the replicator's account, with partition key `pk` and sort key `sk`.
+//!
+//! This room owns the table itself: finding it, creating it, and the small helpers for its rows. What the rows
+//! mean belongs to [`crate::ledger`], [`crate::lease`] and [`crate::dead_letters`].
+
+use crate::aws::Clients;
+use crate::config;
+use crate::failure::{Class, Failure};
+use crate::telemetry::metrics::Metrics;
+use aws_sdk_dynamodb::Client;
+use aws_sdk_dynamodb::types::{
+    AttributeDefinition, AttributeValue, BillingMode, KeySchemaElement, KeyType, ScalarAttributeType,
+    TableStatus, TimeToLiveSpecification, TimeToLiveStatus,
+};
+use std::collections::HashMap;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// The partition key's attribute.
+pub const PK: &str = "pk";
+/// The sort key's attribute.
+pub const SK: &str = "sk";
+/// The time-to-live attribute: seconds since 1970.
+pub const EXPIRES: &str = "expires";
+
+/// A row's attributes.
+pub type Row = HashMap<String, AttributeValue>;
+
+/// The state table. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct StateTable {
+    client: Client,
+    table: String,
+    metrics: Metrics,
+}
+
+/// Why the state table cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// There is no such table.
+    #[error(
+        "the state table {0} does not exist; run with --create-state-table to have it made \
+         (on-demand, with time-to-live), or create it with partition key pk (S) and sort key sk (S)"
+    )]
+    Absent(String),
+    /// It is not a state table.
+    #[error(
+        "the table {table} cannot be the state table: {why}; \
+         it needs partition key pk (S) and sort key sk (S)"
+    )]
+    Unfit {
+        /// Its name.
+        table: String,
+        /// What does not fit.
+        why: String,
+    },
+    /// It did not become active in time.
+    #[error("the state table {0} is not ACTIVE after a minute")]
+    NotActive(String),
+    /// A call failed.
+    #[error("{call} on the state table {table}: {source}; {}", source.class.remedy())]
+    Call {
+        /// The API call.
+        call: &'static str,
+        /// The table's name.
+        table: String,
+        /// What failed.
+        source: Failure,
+    },
+}
+
+impl StateTable {
+    /// The state table of a config. Sends nothing.
+    #[must_use]
+    pub fn new(config: &config::State, clients: &Clients, metrics: Metrics) -> Self {
+        Self { client: clients.tables.clone(), table: config.table.clone(), metrics }
+    }
+
+    /// The client, counted under `operation`.
+    pub(crate) fn call(&self, operation: &'static str) -> &Client {
+        self.metrics.state_requests.with_label_values(&[operation]).inc();
+        &self.client
+    }
+
+    /// The table's name or ARN.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.table
+    }
+
+    /// Sees that the table is there, active and of the right shape; with `create`, makes it when it is not.
+    ///
+    /// # Errors
+    /// [`StateError`].
+    pub async fn open(&self, create: bool) -> Result<(), StateError> {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let mut made = false;
+        loop {
+            match self.describe().await {
+                Ok(Some(true)) => break,
+                Ok(Some(false)) => {}
+                Ok(None) if made => {}
+                Ok(None) if create => {
+                    self.create().await?;
+                    made = true;
+                }
+                Ok(None) => return Err(StateError::Absent(self.table.clone())),
+                Err(error) => return Err(error),
+            }
+            if Instant::now() > deadline {
+                return Err(StateError::NotActive(self.table.clone()));
+            }
+            tokio::time::sleep(Duration::from_millis(250)).await;
+        }
+        if made { self.enable_ttl().await } else { Ok(()) }
+    }
+
+    /// `None` when absent, else whether it is active.
+    async fn describe(&self) -> Result<Option<bool>, StateError> {
+        let answer = self.call("DescribeTable").describe_table().table_name(&self.table).send().await;
+        let table = match answer.map_err(Failure::from) {
+            Ok(answer) => answer.table,
+            Err(failure) if failure.class == Class::NotFound => return Ok(None),
+            Err(failure) => return Err(self.failed("DescribeTable", failure)),
+        };
+        let Some(table) = table else { return Ok(Some(false)) };
+        let unfit = |why: String| Err(StateError::Unfit { table: self.table.clone(), why });
+        let keys: Vec<(&str, &str)> =
+            table.key_schema().iter().map(|k| (k.attribute_name(), k.key_type().as_str())).collect();
+        if keys != [(PK, "HASH"), (SK, "RANGE")] {
+            return unfit(format!("its key schema is {keys:?}"));
+        }
+        let strings = |a: &&AttributeDefinition| {
+            [PK, SK].contains(&a.attribute_name()) && *a.attribute_type() == ScalarAttributeType::S
+        };
+        if table.attribute_definitions().iter().filter(strings).count() != 2 {
+            return unfit("its keys are not strings".to_owned());
+        }
+        Ok(Some(table.table_status() == Some(&TableStatus::Active)))
+    }
+
+    async fn create(&self) -> Result<(), StateError> {
+        let mut request = self
+            .call("CreateTable")
+            .create_table()
+            .table_name(&self.table)
+            .billing_mode(BillingMode::PayPerRequest);
+        for (name, kind) in [(PK, KeyType::Hash), (SK, KeyType::Range)] {
+            let definition = AttributeDefinition::builder()
+                .attribute_name(name)
+                .attribute_type(ScalarAttributeType::S)
+                .build()
+                .map_err(|e| self.failed("CreateTable", invalid(&e)))?;
+            let key = KeySchemaElement::builder()
+                .attribute_name(name)
+                .key_type(kind)
+                .build()
+                .map_err(|e| self.failed("CreateTable", invalid(&e)))?;
+            request = request.attribute_definitions(definition).key_schema(key);
+        }
+        match request.send().await.map_err(Failure::from) {
+            Ok(_) => tracing::info!(table = self.table, "state table is being created"),
+            // Another worker was faster.
+            Err(failure) if failure.code == "ResourceInUseException" => {}
+            Err(failure) => return Err(self.failed("CreateTable", failure)),
+        }
+        Ok(())
+    }
+
+    async fn enable_ttl(&self) -> Result<(), StateError> {
+        let answer =
+            self.call("DescribeTimeToLive").describe_time_to_live().table_name(&self.table).send().await;
+        let on = answer.ok().and_then(|a| a.time_to_live_description).and_then(|d| d.time_to_live_status);
+        if matches!(on, Some(TimeToLiveStatus::Enabled | TimeToLiveStatus::Enabling)) {
+            return Ok(());
+        }
+        let specification = TimeToLiveSpecification::builder()
+            .attribute_name(EXPIRES)
+            .enabled(true)
+            .build()
+            .map_err(|e| self.failed("UpdateTimeToLive", invalid(&e)))?;
+        self.call("UpdateTimeToLive")
+            .update_time_to_live()
+            .table_name(&self.table)
+            .time_to_live_specification(specification)
+            .send()
+            .await
+            .map_err(|e| self.failed("UpdateTimeToLive", e.into()))?;
+        Ok(())
+    }
+
+    fn failed(&self, call: &'static str, source: Failure) -> StateError {
+        StateError::Call { call, table: self.table.clone(), source }
+    }
+
+    /// All rows of a partition whose sort key begins with `prefix`, strongly consistent, in the sort key's
+    /// order; only the attributes named in `only` when it is not empty.
+    ///
+    /// # Errors
+    /// The failure of the page that failed.
+    pub(crate) async fn rows(&self, pk: &str, prefix: &str, only: &[&str]) -> Result<Vec<Row>, Failure> {
+        let mut rows = Vec::new();
+        let mut start = None;
+        loop {
+            let mut query = self
+                .call("Query")
+                .query()
+                .table_name(&self.table)
+                .consistent_read(true)
+                .expression_attribute_names("#pk", PK)
+                .expression_attribute_values(":pk", text(pk))
+                .set_exclusive_start_key(start);
+            query = if prefix.is_empty() {
+                query.key_condition_expression("#pk = :pk")
+            } else {
+                query
+                    .key_condition_expression("#pk = :pk AND begins_with(#sk, :prefix)")
+                    .expression_attribute_names("#sk", SK)
+                    .expression_attribute_values(":prefix", text(prefix))
+            };
+            if !only.is_empty() {
+                let aliases: Vec<_> = (0..only.len()).map(|i| format!("#only{i}")).collect();
+                for (alias, name) in aliases.iter().zip(only) {
+                    query = query.expression_attribute_names(alias, *name);
+                }
+                query = query.projection_expression(aliases.join(", "));
+            }
+            let page = query.send().await?;
+            rows.extend(page.items.unwrap_or_default());
+            start = page.last_evaluated_key.filter(|key| !key.is_empty());
+            if start.is_none() {
+                return Ok(rows);
+            }
+        }
+    }
+}
+
+fn invalid(error: &dyn std::error::Error) -> Failure {
+    Failure::new(Class::Invalid, "Request", error.to_string())
+}
+
+/// A string value.
+pub(crate) fn text(value: impl Into<String>) -> AttributeValue {
+    AttributeValue::S(value.into())
+}
+
+/// A number value.
+pub(crate) fn number(value: impl ToString) -> AttributeValue {
+    AttributeValue::N(value.to_string())
+}
+
+/// A row's string attribute.
+pub(crate) fn get_text<'a>(row: &'a Row, name: &str) -> Option<&'a str> {
+    row.get(name)?.as_s().ok().map(String::as_str)
+}
+
+/// A row's number attribute.
+pub(crate) fn get_number<T: std::str::FromStr>(row: &Row, name: &str) -> Option<T> {
+    row.get(name)?.as_n().ok()?.parse().ok()
+}

@@ -1,0 +1,262 @@
+//! Every metric, in one struct. The registry is passed down, never global.
+//!
+//! A metric's name, type, labels and meaning are given once, in [`Metrics::new`]; `docs/METRICS.md` is tested
+//! against [`Metrics::descriptions`]. Label values come from the config and from fixed sets, never from data.
+
+use crate::failure::Class;
+use prometheus::core::Collector;
+use prometheus::{Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry};
+
+/// The metrics of a process. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    registry: Registry,
+    descriptions: std::sync::Arc<[Description]>,
+    /// Stream records read, by route.
+    pub records_read: IntCounterVec,
+    /// GetRecords pages, by route and `kind` (`full`, `empty`).
+    pub pages: IntCounterVec,
+    /// Outcomes of changes, by route, peer and `outcome`.
+    pub writes: IntCounterVec,
+    /// Requests sent to peers, by route and peer.
+    pub peer_requests: IntCounterVec,
+    /// Requests sent to the state table, by `operation`.
+    pub state_requests: IntCounterVec,
+    /// Failures that were tried again, by route, `at` (a peer's name, `stream`, `state`) and `class`.
+    pub retries: IntCounterVec,
+    /// From a record's creation to its application, by route and peer, in seconds.
+    pub lag: HistogramVec,
+    /// From a record's creation to its reading, by route, in seconds.
+    pub read_lag: HistogramVec,
+    /// Records kept as dead letters, by route, peer and `reason`.
+    pub dead_letters: IntCounterVec,
+    /// Ranges of records that were trimmed before they were read, by route.
+    pub gaps: IntCounterVec,
+    /// Shards that stopped and wait for an operator, by route and `reason`.
+    pub shards_stopped: IntGaugeVec,
+    /// Leases that this worker holds, by route.
+    pub leases_held: IntGaugeVec,
+    /// Leases that this worker lost to another, by route.
+    pub leases_lost: IntCounterVec,
+    /// The oldest progress that is not checkpointed yet, by route, in seconds.
+    pub checkpoint_age: GaugeVec,
+    /// Writes under way, by route and peer.
+    pub in_flight: IntGaugeVec,
+    /// The current limit on a peer's writes a second; +Inf while there is none; by route and peer.
+    pub rate_limit: GaugeVec,
+    /// Stamps too far ahead of their record's creation to be believed, by route.
+    pub stamps_disbelieved: IntCounterVec,
+    /// 1 while the work goes on, 0 when `/healthz` fails.
+    pub healthy: Gauge,
+}
+
+/// A metric's entry in the documentation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Description {
+    /// Its full name.
+    pub name: String,
+    /// `counter`, `gauge` or `histogram`.
+    pub kind: &'static str,
+    /// Its labels, in order.
+    pub labels: Vec<String>,
+    /// What it means.
+    pub help: String,
+}
+
+/// Lag buckets in seconds: the creation time has whole seconds, so finer ones mean little below 1 s.
+const LAG_BUCKETS: [f64; 14] =
+    [0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0, 86400.0];
+
+impl Metrics {
+    /// Makes and registers them, beside the process's own metrics where the platform has them.
+    ///
+    /// # Errors
+    /// When a name is registered twice, which a test excludes.
+    pub fn new() -> Result<Self, prometheus::Error> {
+        let mut r = Registrar { registry: Registry::new(), descriptions: Vec::new() };
+        let metrics = Self {
+            records_read: r.counter("records_read_total", &["route"], "Stream records read")?,
+            pages: r.counter("pages_read_total", &["route", "kind"], "GetRecords pages: full or empty")?,
+            writes: r.counter(
+                "changes_total",
+                &["route", "peer", "outcome"],
+                "Changes by what became of them at a peer: applied, superseded, folded, skipped, dead",
+            )?,
+            peer_requests: r.counter(
+                "peer_requests_total",
+                &["route", "peer"],
+                "Requests sent to a peer table",
+            )?,
+            state_requests: r.counter(
+                "state_requests_total",
+                &["operation"],
+                "Requests sent to the state table",
+            )?,
+            retries: r.counter(
+                "retries_total",
+                &["route", "at", "class"],
+                "Failed calls that were tried again, by where (a peer, stream, state) and class of failure",
+            )?,
+            lag: r.histogram(
+                "lag_seconds",
+                &["route", "peer"],
+                "From a record's creation (whole seconds) to its application at a peer",
+            )?,
+            read_lag: r.histogram(
+                "read_lag_seconds",
+                &["route"],
+                "From a record's creation (whole seconds) to its reading",
+            )?,
+            dead_letters: r.counter(
+                "dead_letters_total",
+                &["route", "peer", "reason"],
+                "Records kept as dead letters: refused by the peer, or behind one of the same key",
+            )?,
+            gaps: r.counter(
+                "gaps_total",
+                &["route"],
+                "Ranges of records that were trimmed before they were read: data is missing at the peers",
+            )?,
+            shards_stopped: r.gauges(
+                "shards_stopped",
+                &["route", "reason"],
+                "Shards of this worker that stopped and wait for an operator",
+            )?,
+            leases_held: r.gauges("leases_held", &["route"], "Leases on shards that this worker holds")?,
+            leases_lost: r.counter(
+                "leases_lost_total",
+                &["route"],
+                "Leases that another worker took from this one",
+            )?,
+            checkpoint_age: r.gauge_vec(
+                "checkpoint_age_seconds",
+                &["route"],
+                "Age of the oldest progress of this worker's shards that is not checkpointed yet",
+            )?,
+            in_flight: r.gauges("in_flight", &["route", "peer"], "Writes to a peer that are under way")?,
+            rate_limit: r.gauge_vec(
+                "rate_limit",
+                &["route", "peer"],
+                "Adaptive limit on a peer's writes a second; +Inf while the peer throttles nothing",
+            )?,
+            stamps_disbelieved: r.counter(
+                "stamps_disbelieved_total",
+                &["route"],
+                "Stamps further ahead of their record's creation than max_clock_drift",
+            )?,
+            healthy: r.gauge("healthy", "1 while the work goes on, 0 when /healthz fails")?,
+            registry: r.registry,
+            descriptions: r.descriptions.into(),
+        };
+        #[cfg(target_os = "linux")]
+        metrics.registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        Ok(metrics)
+    }
+
+    /// What is registered, in order, for the documentation's test.
+    #[must_use]
+    pub fn descriptions(&self) -> &[Description] {
+        &self.descriptions
+    }
+
+    /// The text of `/metrics`.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        // Writing to a string fails only on an inconsistent family, which the registry excludes.
+        if let Err(error) = prometheus::TextEncoder::new().encode_utf8(&self.registry.gather(), &mut text) {
+            tracing::error!(%error, "metrics could not be written out");
+        }
+        text
+    }
+
+    /// Counts a failure that is tried again.
+    pub fn retried(&self, route: &str, at: &str, class: Class) {
+        self.retries.with_label_values(&[route, at, class.name()]).inc();
+    }
+}
+
+struct Registrar {
+    registry: Registry,
+    descriptions: Vec<Description>,
+}
+
+impl Registrar {
+    fn opts(&mut self, kind: &'static str, name: &str, labels: &[&str], help: &str) -> Opts {
+        let labels = labels.iter().map(|l| (*l).to_owned()).collect();
+        let description =
+            Description { name: format!("shardwalker_{name}"), kind, labels, help: help.to_owned() };
+        self.descriptions.push(description);
+        Opts::new(name, help).namespace("shardwalker")
+    }
+
+    fn add<C: Collector + Clone + 'static>(&self, collector: C) -> Result<C, prometheus::Error> {
+        self.registry.register(Box::new(collector.clone()))?;
+        Ok(collector)
+    }
+
+    fn counter(
+        &mut self,
+        name: &str,
+        labels: &[&str],
+        help: &str,
+    ) -> Result<IntCounterVec, prometheus::Error> {
+        let opts = self.opts("counter", name, labels, help);
+        self.add(IntCounterVec::new(opts, labels)?)
+    }
+
+    fn gauges(&mut self, name: &str, labels: &[&str], help: &str) -> Result<IntGaugeVec, prometheus::Error> {
+        let opts = self.opts("gauge", name, labels, help);
+        self.add(IntGaugeVec::new(opts, labels)?)
+    }
+
+    fn gauge_vec(&mut self, name: &str, labels: &[&str], help: &str) -> Result<GaugeVec, prometheus::Error> {
+        let opts = self.opts("gauge", name, labels, help);
+        self.add(GaugeVec::new(opts, labels)?)
+    }
+
+    fn gauge(&mut self, name: &str, help: &str) -> Result<Gauge, prometheus::Error> {
+        let opts = self.opts("gauge", name, &[], help);
+        self.add(Gauge::with_opts(opts)?)
+    }
+
+    fn histogram(
+        &mut self,
+        name: &str,
+        labels: &[&str],
+        help: &str,
+    ) -> Result<HistogramVec, prometheus::Error> {
+        let opts = self.opts("histogram", name, labels, help);
+        self.add(HistogramVec::new(HistogramOpts::from(opts).buckets(LAG_BUCKETS.to_vec()), labels)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_document_names_every_metric_and_no_other() {
+        let document = std::fs::read_to_string("docs/METRICS.md").unwrap();
+        let written: Vec<(String, String, String, String)> = document
+            .lines()
+            .filter(|line| line.starts_with("| `shardwalker_"))
+            .map(|line| {
+                let cells: Vec<_> = line.trim_matches('|').split('|').map(|c| c.trim().to_owned()).collect();
+                (cells[0].replace('`', ""), cells[1].clone(), cells[2].replace('`', ""), cells[3].clone())
+            })
+            .collect();
+        let expected: Vec<_> = Metrics::new()
+            .unwrap()
+            .descriptions()
+            .iter()
+            .map(|d| (d.name.clone(), d.kind.to_owned(), d.labels.join(", "), d.help.clone()))
+            .collect();
+        assert_eq!(written, expected);
+    }
+
+    #[test]
+    fn the_process_is_measured_too() {
+        assert!(Metrics::new().unwrap().text().contains("process_resident_memory_bytes"));
+    }
+}

@@ -1,0 +1,3 @@
+//! What the process shows of itself: metrics, health, logs.
+
+pub mod metrics;
