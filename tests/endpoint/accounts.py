@@ -96,13 +96,13 @@ def session(access_key, secret_key="test", token=None):
 def create_table(table, stream):
     """Creates a member table, on demand, and waits until it is active."""
     client = table.client()
-    specification = {"StreamEnabled": True, "StreamViewType": "NEW_AND_OLD_IMAGES"} if stream else {"StreamEnabled": False}
+    both_images = {"StreamEnabled": True, "StreamViewType": "NEW_AND_OLD_IMAGES"}
     client.create_table(
         TableName=table.name,
         KeySchema=[{"AttributeName": KEY, "KeyType": "HASH"}],
         AttributeDefinitions=[{"AttributeName": KEY, "AttributeType": "S"}],
         BillingMode="PAY_PER_REQUEST",
-        StreamSpecification=specification,
+        StreamSpecification=both_images if stream else {"StreamEnabled": False},
     )
 
     def active():
@@ -114,12 +114,10 @@ def create_table(table, stream):
 
 def policy(*statements):
     """A policy document of (actions, resources) pairs, all of them Allow."""
-    return json.dumps(
-        {
-            "Version": "2012-10-17",
-            "Statement": [{"Effect": "Allow", "Action": actions, "Resource": resources} for actions, resources in statements],
-        }
-    )
+    allowed = [
+        {"Effect": "Allow", "Action": actions, "Resource": resources} for actions, resources in statements
+    ]
+    return json.dumps({"Version": "2012-10-17", "Statement": allowed})
 
 
 def peer_role(peer, name, service_user_arn, actions=PEER_WRITES):

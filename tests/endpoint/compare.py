@@ -23,7 +23,11 @@ def read(table):
 
 def count(table):
     """The number of items of a table, by a consistent scan."""
-    pages = table.client().get_paginator("scan").paginate(TableName=table.name, ConsistentRead=True, Select="COUNT")
+    pages = (
+        table.client()
+        .get_paginator("scan")
+        .paginate(TableName=table.name, ConsistentRead=True, Select="COUNT")
+    )
     return sum(page["Count"] for page in pages)
 
 
@@ -69,8 +73,9 @@ def differences(expected, found):
 
 
 def summary(told):
-    """A few of the differences, and how many there are."""
-    return f"{len(told)} differences, for example: " + "; ".join(told[:SHOWN])
+    """The first of the differences, and how many more there are."""
+    more = f" and {len(told) - SHOWN} more" if len(told) > SHOWN else ""
+    return "; ".join(told[:SHOWN]) + more
 
 
 def converged(service, expected, peers, limit):

@@ -4,6 +4,7 @@
 suite says so. Every fault that is worked around is written down in docs/endpoints.md.
 """
 
+import contextlib
 import os
 import secrets
 
@@ -11,6 +12,7 @@ import boto3
 
 import accounts
 import servers
+import shim
 from accounts import Account, Group, Role, Table
 
 NUMBERS = ("111111111111", "222222222222", "333333333333")
@@ -46,7 +48,9 @@ class Endpoint:
 
     def _permissions(self, name, source, peers, state_table, peer_actions):
         role_arns = [f"arn:aws:iam::{peer.account.number}:role/{name}" for peer in peers]
-        user_arn, environment = accounts.service_user(source, name, state_table, role_arns, self.stream_resource(source))
+        user_arn, environment = accounts.service_user(
+            source, name, state_table, role_arns, self.stream_resource(source)
+        )
         roles = [accounts.peer_role(peer, name, user_arn, peer_actions) for peer in peers]
         return environment, roles
 
@@ -97,6 +101,27 @@ class Moto(Endpoint):
         super().__init__(found)
 
 
+class DynamoDbLocal(Endpoint):
+    """A DynamoDB Local that the user runs, not with -sharedDb: the access key chooses the database."""
+
+    name = "dynamodb-local"
+    leaves_out = {
+        EXTERNAL_ID: "DynamoDB Local has no STS: the suite's own shim answers AssumeRole",
+        PERMISSIONS: "DynamoDB Local has no policies",
+    }
+
+    def __init__(self, _directory):
+        url = shim.start(_required("SHARDWALKER_ENDPOINT_URL"))
+        super().__init__([Account(number, REGION, url, accounts.session(number)) for number in NUMBERS])
+
+    def _permissions(self, name, source, peers, _state_table, _peer_actions):
+        roles = [Role(f"arn:aws:iam::{peer.account.number}:role/{name}", None) for peer in peers]
+        return {"AWS_ACCESS_KEY_ID": source.account.number, "AWS_SECRET_ACCESS_KEY": "test"}, roles
+
+    def discard(self, group):
+        _delete_tables(group)
+
+
 class Aws(Endpoint):
     """Real accounts, or anything else that profiles of the AWS config files reach.
 
@@ -112,14 +137,18 @@ class Aws(Endpoint):
         found = []
         for party in ("SOURCE", "PEER_1", "PEER_2"):
             session = boto3.Session(profile_name=_required(f"SHARDWALKER_PROFILE_{party}"))
-            number = session.client("sts", region_name=region, endpoint_url=url).get_caller_identity()["Account"]
+            number = session.client("sts", region_name=region, endpoint_url=url).get_caller_identity()[
+                "Account"
+            ]
             found.append(Account(number, region, url, session))
         super().__init__(found)
         if os.environ.get("SHARDWALKER_EXTERNAL_IDS") == "none":
             self.leaves_out = {EXTERNAL_ID: "SHARDWALKER_EXTERNAL_IDS=none says that the roles ask for none"}
         else:
             self.leaves_out = {}
-        self.leaves_out[PERMISSIONS] = "the suite does not change the permissions of accounts that it was given"
+        self.leaves_out[PERMISSIONS] = (
+            "the suite does not change the permissions of accounts that it was given"
+        )
 
     def _permissions(self, _name, _source, _peers, _state_table, _peer_actions):
         roles = [
@@ -133,19 +162,23 @@ class Aws(Endpoint):
         return environment, roles
 
     def discard(self, group):
-        for table in (group.source, *group.peers, Table(group.source.account, group.state_table)):
-            client = table.client()
-            try:
-                client.delete_table(TableName=table.name)
-            except client.exceptions.ResourceNotFoundException:
-                pass
+        _delete_tables(group)
+
+
+def _delete_tables(group):
+    for table in (group.source, *group.peers, Table(group.source.account, group.state_table)):
+        client = table.client()
+        with contextlib.suppress(client.exceptions.ResourceNotFoundException):
+            client.delete_table(TableName=table.name)
 
 
 def _required(name):
     value = os.environ.get(name)
     if not value:
-        raise SystemExit(f"endpoint suite: {name} is not set; docs/endpoints.md tells what each endpoint needs")
+        raise SystemExit(
+            f"endpoint suite: {name} is not set; docs/endpoints.md tells what each endpoint needs"
+        )
     return value
 
 
-KINDS = {kind.name: kind for kind in (Ministack, Moto, Aws)}
+KINDS = {kind.name: kind for kind in (Ministack, Moto, DynamoDbLocal, Aws)}

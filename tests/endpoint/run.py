@@ -22,13 +22,25 @@ KINDS = ("ministack", "moto", "dynamodb-local", "aws")
 
 def parse(argv):
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--endpoint", choices=KINDS, default=os.environ.get("SHARDWALKER_ENDPOINT_KIND", KINDS[0]),
-                        help="what to run against (default: %(default)s)")
-    parser.add_argument("--case", action="append", dest="cases", metavar="NAME", help="only this case; repeatable")
+    parser.add_argument(
+        "--endpoint",
+        choices=KINDS,
+        default=os.environ.get("SHARDWALKER_ENDPOINT_KIND", KINDS[0]),
+        help="what to run against (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--case", action="append", dest="cases", metavar="NAME", help="only this case; repeatable"
+    )
     parser.add_argument("--list", action="store_true", help="list the cases and leave")
-    parser.add_argument("--binary", type=pathlib.Path, metavar="PATH",
-                        help="the shardwalker binary (default: build it with cargo, then target/debug/shardwalker)")
-    parser.add_argument("--items", type=int, metavar="N", help="at most N items of the data (default: all; moto 600)")
+    parser.add_argument(
+        "--binary",
+        type=pathlib.Path,
+        metavar="PATH",
+        help="the shardwalker binary (default: build it with cargo, then target/debug/shardwalker)",
+    )
+    parser.add_argument(
+        "--items", type=int, metavar="N", help="at most N items of the data (default: all; moto 600)"
+    )
     parser.add_argument("--seed", type=int, help="of the load (default: a new one, printed)")
     parser.add_argument("--verbose", action="store_true", help="the service's log on stderr, too")
     return parser.parse_args(argv)

@@ -23,7 +23,9 @@ class Died(AssertionError):
 class Service:
     """One worker: its config, its process (again and again), its log and its admin address."""
 
-    def __init__(self, binary, group, directory, worker="worker", verbose=False, external_ids=None, patience="30s"):
+    def __init__(
+        self, binary, group, directory, worker="worker", verbose=False, external_ids=None, patience="30s"
+    ):
         self._binary = binary
         self._verbose = verbose
         self._starts = 0
@@ -62,7 +64,9 @@ class Service:
     def check_alive(self):
         """Raises `Died` with the end of the log when the process has ended."""
         if self._process.poll() is not None:
-            raise Died(f"{self._worker} ended with {self._process.returncode}; the end of {self.log}:\n{self.tail()}")
+            raise Died(
+                f"{self._worker} ended with {self._process.returncode}; the end of {self.log}:\n{self.tail()}"
+            )
 
     def tail(self, lines=25):
         """The last lines of the log."""
@@ -164,7 +168,13 @@ def config(group, port, worker, external_ids, patience):
 
 
 def _member(name, table):
-    return ["", "[[member]]", f'name = "{name}"', f'table = "{table.arn}"', *_endpoint(table.account.endpoint)]
+    return [
+        "",
+        "[[member]]",
+        f'name = "{name}"',
+        f'table = "{table.arn}"',
+        *_endpoint(table.account.endpoint),
+    ]
 
 
 def _endpoint(url):

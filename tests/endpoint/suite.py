@@ -69,7 +69,9 @@ def run(arguments):
     directory = venvs.TARGET / "runs" / datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
     directory.mkdir(parents=True)
     cases = _chosen(arguments.cases)
-    version = subprocess.run([arguments.binary, "--version"], capture_output=True, text=True, check=False).stdout.strip()
+    version = subprocess.run(
+        [arguments.binary, "--version"], capture_output=True, text=True, check=False
+    ).stdout.strip()
     print(f"endpoint suite: {version or arguments.binary} on {arguments.endpoint}, seed {seed}", flush=True)
     print(f"     logs and configs: {_shown(directory)}")
     endpoint = endpoints.KINDS[arguments.endpoint](directory)
@@ -103,10 +105,13 @@ def _passes(case, arguments, endpoint, directory, seed):
     try:
         case.run(context)
     except Exception as failure:  # a case's verdict; interrupts pass through
-        location = traceback.extract_tb(failure.__traceback__)[-1]
+        frames = traceback.extract_tb(failure.__traceback__)
+        location = [frame for frame in frames if frame.filename == case.__file__][-1]
         name = type(failure).__name__
         print(f"FAIL {case.NAME} ({time.monotonic() - begun:.1f} s): {name}: {failure}")
-        print(f"     at {pathlib.Path(location.filename).name}:{location.lineno}; see {_shown(own)}", flush=True)
+        print(
+            f"     at {pathlib.Path(location.filename).name}:{location.lineno}; see {_shown(own)}", flush=True
+        )
         return False
     finally:
         context.end()

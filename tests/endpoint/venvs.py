@@ -42,7 +42,16 @@ def ensure(name):
     shutil.rmtree(directory, ignore_errors=True)
     venv.create(directory, with_pip=True)
     subprocess.run(
-        [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement", _requirements(name)],
+        [
+            python,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--requirement",
+            _requirements(name),
+        ],
         stdin=subprocess.DEVNULL,
         check=True,
     )

@@ -20,9 +20,19 @@ def nested(depth):
 def items():
     """The items by key, without the key attribute."""
     return {
-        "scalars": {"s": {"S": "text"}, "n": {"N": "-0.5"}, "b": {"B": b"\x00\xff"}, "t": {"BOOL": True}, "z": {"NULL": True}},
+        "scalars": {
+            "s": {"S": "text"},
+            "n": {"N": "-0.5"},
+            "b": {"B": b"\x00\xff"},
+            "t": {"BOOL": True},
+            "z": {"NULL": True},
+        },
         "empty": {"s": {"S": ""}, "b": {"B": b""}, "l": {"L": []}, "m": {"M": {}}},
-        "sets": {"ss": {"SS": ["b", "a", "ü"]}, "ns": {"NS": ["3", "-1.5", DIGITS]}, "bs": {"BS": [b"\x01", b"\x00\x00", b"z"]}},
+        "sets": {
+            "ss": {"SS": ["b", "a", "ü"]},
+            "ns": {"NS": ["3", "-1.5", DIGITS]},
+            "bs": {"BS": [b"\x01", b"\x00\x00", b"z"]},
+        },
         "numbers": {
             "long": {"N": DIGITS},
             "negative": {"N": f"-{DIGITS}"},
@@ -34,9 +44,27 @@ def items():
         },
         "deep": {"d": nested(DEPTH)},
         "mixed": {
-            "m": {"M": {"l": {"L": [{"S": ""}, {"NULL": True}, {"BOOL": False}, {"SS": ["x"]}, {"M": {"ns": {"NS": ["0"]}}}]}}},
+            "m": {
+                "M": {
+                    "l": {
+                        "L": [
+                            {"S": ""},
+                            {"NULL": True},
+                            {"BOOL": False},
+                            {"SS": ["x"]},
+                            {"M": {"ns": {"NS": ["0"]}}},
+                        ]
+                    }
+                }
+            },
         },
-        "names": {"with space": {"S": "a"}, "a.b[0]": {"S": "b"}, "#size": {"S": "c"}, "ключ": {"S": "d"}, "size": {"S": "reserved"}},
+        "names": {
+            "with space": {"S": "a"},
+            "a.b[0]": {"S": "b"},
+            "#size": {"S": "c"},
+            "ключ": {"S": "d"},
+            "size": {"S": "reserved"},
+        },
         "unicode": {"s": {"S": "\u0000\u2028é\U0001f6eb"}},
         "large": {"s": {"S": "x" * 300_000}},
         "Schlüssel €": {"s": {"S": "the key itself"}},

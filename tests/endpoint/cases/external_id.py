@@ -28,9 +28,13 @@ def refused(context, group, what, external_ids):
     service.start()
     code = service.exit_code(60)
     output = service.output()
-    assert code == 1, f"external id {what}: exit code {code}, not 1; the end of {service.log}:\n{service.tail()}"
+    assert code == 1, (
+        f"external id {what}: exit code {code}, not 1; the end of {service.log}:\n{service.tail()}"
+    )
     role = group.roles[1].arn
     assert role in output, f"external id {what}: the output does not name {role}:\n{service.tail()}"
-    assert "sts:AssumeRole" in output, f"external id {what}: the output does not name the call:\n{service.tail()}"
+    assert "sts:AssumeRole" in output, (
+        f"external id {what}: the output does not name the call:\n{service.tail()}"
+    )
     assert compare.count(group.peers[1]) == 0, "items reached the peer whose role was refused"
     context.say(f"external id {what}: exit code 1, and the output names the role and the call")

@@ -29,7 +29,9 @@ def run(context):
 
     held = converge(context, group, load, service)
     compare.check_stamps(held, started)
-    context.say(f"{len(load.expected)} items identical in {len(held)} accounts, stamps well-formed and the same")
+    context.say(
+        f"{len(load.expected)} items identical in {len(held)} accounts, stamps well-formed and the same"
+    )
     look_at_metrics(context, service)
     stop(context, group, service, held)
 
@@ -60,7 +62,9 @@ def kill_in_the_middle(context, group, load, service):
     load.change(BATCH)
     service.kill()
     counts = [compare.count(peer) for peer in group.peers]
-    context.say(f"kill -9 after {load.changes} changes; {counts} at the peers, {len(load.expected)} at the source")
+    context.say(
+        f"kill -9 after {load.changes} changes; {counts} at the peers, {len(load.expected)} at the source"
+    )
     load.change(load.total // 8)
 
 
