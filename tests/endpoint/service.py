@@ -10,6 +10,7 @@ import processes
 from waits import until
 
 ROUTE = "airports"
+PEERS = ("peer-1", "peer-2")
 # Longer than any request, short enough that a restart after a kill does not wait half a minute for the lease.
 LEASE = "6s"
 REQUEST_TIMEOUT = "2s"
@@ -120,21 +121,21 @@ class Service:
         until(f"{self._worker} is ready", ready, limit)
 
     def metrics(self):
-        """The samples of /metrics: {name{labels}: value}."""
+        """The samples of /metrics, {name{labels}: value}, as they were just now."""
         status, body = self.get("/metrics")
         assert status == 200, f"/metrics answered {status}: {body}"
-        samples = {}
-        for line in body.splitlines():
-            if line and not line.startswith("#"):
-                name, value = line.rsplit(" ", 1)
-                samples[name] = float(value)
-        return samples
+        lines = [line for line in body.splitlines() if line and not line.startswith("#")]
+        return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
 
-    def metric(self, name):
-        """The sum of a metric over its labels."""
-        found = [value for sample, value in self.metrics().items() if sample.split("{", 1)[0] == name]
-        assert found, f"/metrics has no {name}"
-        return sum(found)
+
+def total(samples, metric, **labels):
+    """The sum of a metric's samples that have these labels; 0 when there is none (a label not seen yet)."""
+    wanted = [f'{label}="{value}"' for label, value in labels.items()]
+    return sum(
+        value
+        for sample, value in samples.items()
+        if sample.split("{", 1)[0] == metric and all(label in sample for label in wanted)
+    )
 
 
 def _isolated(directory):
@@ -154,12 +155,12 @@ def config(group, port, worker, external_ids, patience):
     lines = [f'grace = "{GRACE}s"', f'access_patience = "{patience}"', ""]
     lines += ["[state]", f'table = "{group.state_table}"', f'region = "{region}"', *_endpoint(endpoint)]
     lines += _member("source", group.source)
-    for number, (peer, role, external_id) in enumerate(zip(group.peers, group.roles, external_ids), start=1):
-        lines += _member(f"peer-{number}", peer)
+    for name, peer, role, external_id in zip(PEERS, group.peers, group.roles, external_ids):
+        lines += _member(name, peer)
         lines += ["[member.assume_role]", f'role = "{role.arn}"']
         if external_id:
             lines.append(f'external_id = "{external_id}"')
-    to = ", ".join(f'"peer-{number}"' for number in range(1, len(group.peers) + 1))
+    to = ", ".join(f'"{name}"' for name in PEERS)
     lines += ["", "[[route]]", f'name = "{ROUTE}"', 'from = "source"', f"to = [{to}]"]
     lines += ["", "[write]", f'request_timeout = "{REQUEST_TIMEOUT}"']
     lines += ["", "[lease]", f'duration = "{LEASE}"', f'worker = "{worker}"']

@@ -4,12 +4,14 @@ import time
 
 import compare
 from load import BATCH
+from service import PEERS, total
 from waits import until
 
 NAME = "replicate"
 NEEDS = ()
 
 CATCH_UP_LIMIT = 240
+OK = 200
 
 
 def run(context):
@@ -19,7 +21,7 @@ def run(context):
     started = time.time()
     service.start()
     service.wait_ready()
-    assert service.get("/healthz")[0] == 200, f"/healthz: {service.get('/healthz')}"
+    assert service.get("/healthz")[0] == OK, f"/healthz: {service.get('/healthz')}"
 
     kill_at_the_start(context, group, load, service)
     service.start()
@@ -79,11 +81,28 @@ def converge(context, group, load, service):
 
 
 def look_at_metrics(context, service):
-    """The metrics of the running process agree with what it did."""
+    """The metrics of the last process agree with what it did, once it has nothing left to do."""
+
+    def settled():
+        samples = service.metrics()
+        read = total(samples, "shardwalker_records_read_total")
+        done = [total(samples, "shardwalker_changes_total", peer=peer) for peer in PEERS]
+        at_work = total(samples, "shardwalker_in_flight")
+        return read > 0 and done == [read, read] and at_work == 0, (read, done, at_work)
+
+    read, _, _ = until("every record that was read has an outcome at every peer", settled, 20)
     samples = service.metrics()
-    own = {name: value for name, value in samples.items() if name.startswith("shardwalker_")}
-    assert own, "/metrics has no metric of the service's own"
-    context.say(f"/metrics: {len(samples)} samples, {len(own)} of the service's own")
+    for metric in ("shardwalker_gaps_total", "shardwalker_dead_letters_total", "shardwalker_shards_stopped"):
+        assert total(samples, metric) == 0, f"{metric} is {total(samples, metric)}"
+    for peer in PEERS:
+        assert total(samples, "shardwalker_lag_seconds_count", peer=peer) > 0, (
+            f"no lag was measured for {peer}"
+        )
+    assert total(samples, "shardwalker_leases_held") == 1, "one shard, but not one lease"
+    assert total(samples, "process_resident_memory_bytes") > 0, "no metrics of the process"
+    assert service.get("/healthz")[0] == OK, f"/healthz: {service.get('/healthz')}"
+    megabytes = total(samples, "process_resident_memory_bytes") / 1e6
+    context.say(f"/metrics: {read:.0f} records read by the last process, {megabytes:.0f} MB of memory")
 
 
 def stop(context, group, service, held):
@@ -94,6 +113,8 @@ def stop(context, group, service, held):
     context.say(f"SIGTERM: exit code 0 after {time.monotonic() - begun:.1f} s")
     service.start()
     service.wait_ready()
+    read = total(service.metrics(), "shardwalker_records_read_total")
+    assert read == 0, f"{read:.0f} records were read again after a clean stop"
     assert service.terminate() == 0, f"exit code after the second SIGTERM; see {service.log}"
     for peer, before in zip(group.peers, held):
         assert compare.read(peer) == before, f"{peer.arn} changed though nothing was written"
