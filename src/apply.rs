@@ -5,14 +5,15 @@
 
 use crate::change::{Change, Event};
 use crate::item::Item;
+use std::time::SystemTime;
 
 /// What to do at a peer with one change.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Step {
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Step<'a> {
     /// Put this content, unless something newer is there.
     Put {
         /// The item without a stamp.
-        content: Item,
+        content: &'a Item,
         /// Whether the change created the item at its source, so that it is likely absent at the peer too.
         creates: bool,
     },
@@ -27,16 +28,30 @@ pub enum Step {
 pub enum Skip {
     /// The time-to-live service deleted it, and the route does not forward that.
     TtlDelete,
+    /// It happened before the time at which the route starts.
+    BeforeStart,
 }
 
-/// The steps of a one-way route for one change. `ttl_deletes` is the route's setting.
+/// What a route's config says about single changes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rules {
+    /// Whether deletes by the time-to-live service are forwarded.
+    pub ttl_deletes: bool,
+    /// Changes from before this are left out.
+    pub not_before: Option<SystemTime>,
+}
+
+/// The step of a one-way route for one change.
 #[must_use]
-pub fn plan(change: &Change, ttl_deletes: bool) -> Step {
+pub fn plan<'a>(change: &'a Change, rules: &Rules) -> Step<'a> {
+    if rules.not_before.is_some_and(|start| change.created < start) {
+        return Step::Skip(Skip::BeforeStart);
+    }
     match (change.event, &change.new) {
         (Event::Insert | Event::Modify, Some(image)) => {
-            Step::Put { content: image.content.clone(), creates: change.event == Event::Insert }
+            Step::Put { content: &image.content, creates: change.event == Event::Insert }
         }
-        (Event::Remove, _) if change.by_ttl && !ttl_deletes => Step::Skip(Skip::TtlDelete),
+        (Event::Remove, _) if change.by_ttl && !rules.ttl_deletes => Step::Skip(Skip::TtlDelete),
         // Decoding gives every insert and modify its new image.
         (Event::Remove | Event::Insert | Event::Modify, _) => Step::Delete,
     }

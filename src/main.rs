@@ -1,1 +1,5 @@
-fn main() {}
+//! The `shardwalker` command.
+
+fn main() -> std::process::ExitCode {
+    shardwalker::cli::main()
+}

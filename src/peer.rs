@@ -147,12 +147,10 @@ impl Peer {
         version: Version,
         creates: bool,
     ) -> Result<Outcome, StepError> {
-        let mut item = content.0.clone();
         let stamp = Stamp::of(content, version).to_string();
-        item.insert(self.stamp.clone(), AttributeValue::S(stamp));
         let mut expect = if creates { Expect::Absent } else { Expect::Older };
         for _ in 0..ROUNDS {
-            let answer = self.send_put(item.clone(), version, &expect).await?;
+            let answer = self.send_put(content, &stamp, version, &expect).await?;
             let found = match answer {
                 Answer::Done if expect == Expect::Absent => return self.after_creation(key, version).await,
                 Answer::Done => return Ok(Outcome::Applied),
@@ -200,10 +198,14 @@ impl Peer {
 
     async fn send_put(
         &self,
-        item: HashMap<String, AttributeValue>,
+        content: &Item,
+        stamp: &str,
         version: Version,
         expect: &Expect,
     ) -> Result<Answer, StepError> {
+        let mut item = HashMap::with_capacity(content.0.len() + 1);
+        item.extend(content.0.iter().map(|(name, value)| (name.clone(), value.clone())));
+        item.insert(self.stamp.clone(), AttributeValue::S(stamp.to_owned()));
         self.limit.turn().await;
         self.requests.inc();
         let request = self

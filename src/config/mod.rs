@@ -1,181 +1,64 @@
 //! The configuration: a TOML file -> resolved, validated [`Config`]; every problem is reported at once.
 //!
-//! `Config` is plain data with defaults filled in: nothing below this module looks at the file again.
+//! [`Config::parse`] reads a text, [`Config::load`] a file. Precedence: defaults < file < environment; what
+//! the command line adds is set on the `Config` afterwards. `Config` is plain data with defaults filled in:
+//! nothing below this module looks at the file again. Whether tables and permissions exist is not known
+//! here: this module asks nobody.
+//!
+//! One thing a file: `types` the result, `section` reads keys and reports the unknown, `values` parses one
+//! value, `file` reads the sections, `access` how tables are reached, `routes` judges the routes together, `report` shows what is wrong.
 
-use std::net::SocketAddr;
-use std::time::{Duration, SystemTime};
+mod access;
+mod arn;
+mod endpoint;
+mod file;
+mod report;
+mod routes;
+mod section;
+#[cfg(test)]
+mod tests;
+mod types;
+mod values;
 
-/// A whole, validated configuration.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Config {
-    /// Where leases, checkpoints, tombstones and dead letters are kept.
-    pub state: State,
-    /// The member tables, in the order of the file; names are unique.
-    pub members: Vec<Member>,
-    /// The one-way routes, in the order of the file; names are unique.
-    pub routes: Vec<Route>,
-    /// Reading of streams.
-    pub read: Read,
-    /// Writing to peers.
-    pub write: Write,
-    /// Leases on shards.
-    pub lease: Lease,
-    /// Metrics, health and logs.
-    pub admin: Admin,
-    /// How long a stop may take to finish pages and checkpoint (default 25 s).
-    pub grace: Duration,
-    /// How long an `AccessDenied` right after the start is retried, because policies arrive late (default 30 s).
-    pub access_patience: Duration,
-}
+pub use arn::ArnError;
+pub use report::{Place, Problem, Report};
+pub use types::{
+    Access, Admin, AssumeRole, Config, Lease, Member, OnGap, Read, Route, Start, State, TableArn, Write,
+};
 
-/// A DynamoDB table's ARN, taken apart.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct TableArn {
-    /// `aws`, `aws-cn`, `aws-us-gov`, ...
-    pub partition: String,
-    /// For example `eu-west-1`.
-    pub region: String,
-    /// Twelve digits.
-    pub account: String,
-    /// The table's name.
-    pub table: String,
-}
+use section::{Reader, Section};
+use std::path::Path;
 
-/// How the calls for one table are made: which Region, endpoint and credentials.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Access {
-    /// The Region of the endpoint and of the signatures.
-    pub region: String,
-    /// Another endpoint than AWS's own, for DynamoDB and its streams.
-    pub endpoint: Option<String>,
-    /// Another endpoint for the streams only.
-    pub streams_endpoint: Option<String>,
-    /// A profile of the AWS config files for the base credentials; otherwise the default chain.
-    pub profile: Option<String>,
-    /// A role to assume with the base credentials.
-    pub assume_role: Option<AssumeRole>,
-}
+impl Config {
+    /// Reads a configuration from `text`; `origin` is the file's name for messages. The overriding variables
+    /// (docs/config.md) are asked of `env`.
+    ///
+    /// # Errors
+    /// Everything that is wrong, in the order of the file.
+    pub fn parse(text: &str, origin: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, Report> {
+        let (root, syntax) = toml::de::DeTable::parse_recoverable(text);
+        let reader = Reader::new(text, env, &syntax);
+        let config = file::config(&reader, Section::root(&reader, root.get_ref()));
+        match (config, reader.into_problems()) {
+            (Some(config), problems) if problems.is_empty() => Ok(config),
+            (_, problems) => Err(Report { origin: origin.to_owned(), problems }),
+        }
+    }
 
-/// A role in a member's account.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct AssumeRole {
-    /// The role's ARN.
-    pub role_arn: String,
-    /// The external id that the role's trust policy asks for.
-    pub external_id: Option<String>,
-    /// The session's name (default `shardwalker`).
-    pub session_name: String,
-    /// How long a session lasts (900 s to 12 h; default 1 h).
-    pub duration: Duration,
-    /// STS's endpoint; default: the member's own when that is not an AWS one, else AWS's for the Region.
-    pub sts_endpoint: Option<String>,
-}
-
-/// The state table.
-#[derive(Debug, Clone, PartialEq)]
-pub struct State {
-    /// A table name in the caller's account, or a full ARN.
-    pub table: String,
-    /// How to reach it.
-    pub access: Access,
-    /// How long tombstones are kept (default 7 days, at least 25 hours).
-    pub tombstone_retention: Duration,
-}
-
-/// A member table.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Member {
-    /// Unique; letters, digits, `-`, `_`, `.`; at most 64.
-    pub name: String,
-    /// The table.
-    pub arn: TableArn,
-    /// How to reach it.
-    pub access: Access,
-    /// The small fixed number in versions (default 0; must differ between sources that share a peer).
-    pub number: u8,
-}
-
-/// Changes of one member applied to its peers.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Route {
-    /// Unique; same alphabet as a member's name.
-    pub name: String,
-    /// Index into [`Config::members`].
-    pub from: usize,
-    /// Indices into [`Config::members`]; at least one, all different, never `from`.
-    pub to: Vec<usize>,
-    /// Whether deletes by the time-to-live service are forwarded (default true).
-    pub ttl_deletes: bool,
-    /// The name of our attribute on items that we wrote (default `shardwalker`).
-    pub stamp: String,
-    /// Where a stream that was never read starts (default trim horizon).
-    pub start: Start,
-    /// What a shard does when records were trimmed before they were read (default stop).
-    pub on_gap: OnGap,
-    /// A stamp further ahead of its record's creation time is not believed (default 60 s).
-    pub max_clock_drift: Duration,
-}
-
-/// Where a stream that was never read starts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Start {
-    /// The oldest record that the stream still has (`"trim-horizon"`).
-    TrimHorizon,
-    /// What is written from now on (`"latest"`).
-    Latest,
-    /// The first record at or after a time (RFC 3339; records have whole seconds).
-    At(SystemTime),
-}
-
-/// What a shard does when records were trimmed before they were read.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OnGap {
-    /// Stop the route for that shard until an operator decides (`"stop"`).
-    Stop,
-    /// Record the gap and go on with the oldest record that is left (`"continue"`).
-    Continue,
-}
-
-/// Reading of streams.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Read {
-    /// The pause between two reads of an idle shard, reached step by step (default 1 s).
-    pub idle_interval: Duration,
-    /// The least time between two reads of a shard, the per-shard rate (default 200 ms).
-    pub min_interval: Duration,
-    /// How often a stream's shards are listed anew (default 10 s).
-    pub list_interval: Duration,
-    /// DescribeStream calls a second for a source account (default 5, AWS's limit is 10).
-    pub describe_rate: u32,
-}
-
-/// Writing to peers.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Write {
-    /// Requests under way for one shard and peer (default 64).
-    pub in_flight: usize,
-    /// A request's time limit (default 5 s; well below the lease's duration, at most a third).
-    pub request_timeout: Duration,
-    /// The pause between two checkpoints of a shard that makes progress (default 1 s).
-    pub checkpoint_interval: Duration,
-}
-
-/// Leases on shards.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Lease {
-    /// After this long without a renewal another worker may take a lease (default 30 s).
-    pub duration: Duration,
-    /// Pause between renewals (default a sixth of `duration`).
-    pub renew_interval: Duration,
-    /// This worker's name (default: host name and a random suffix); must be unique among workers.
-    pub worker: Option<String>,
-}
-
-/// Metrics, health and logs.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Admin {
-    /// Address of `/metrics`, `/healthz`, `/readyz`; `None` with `listen = "off"` (default 127.0.0.1:9464).
-    pub listen: Option<SocketAddr>,
-    /// Without any progress for this long, `/healthz` fails (default 2 min).
-    pub stall_after: Duration,
+    /// Reads the configuration file at `path`, under the process's environment.
+    ///
+    /// # Errors
+    /// Everything that is wrong, in the order of the file, or that it cannot be read.
+    pub fn load(path: &Path) -> Result<Self, Report> {
+        let origin = path.display().to_string();
+        // A value that is not Unicode is kept, so that it is refused and not overlooked.
+        let env = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
+        match std::fs::read_to_string(path) {
+            Ok(text) => Self::parse(&text, &origin, &env),
+            Err(error) => {
+                let what = format!("cannot read the configuration: {error}");
+                Err(Report { origin, problems: vec![Problem { place: Place::File, what, remedy: None }] })
+            }
+        }
+    }
 }

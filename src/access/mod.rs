@@ -1,0 +1,4 @@
+//! Access across accounts: what is needed, and what is missing.
+
+pub mod preflight;
+pub mod statement;

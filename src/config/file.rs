@@ -1,0 +1,249 @@
+//! The sections of the file: which keys each has, their ranges and defaults, and the checks within a section.
+//!
+//! Checks across members and routes are in [`routes`](super::routes), credentials and endpoints in
+//! [`access`](super::access).
+
+use super::access::{AccessDraft, Defaults, Target, access, check_region};
+use super::endpoint::endpoint;
+use super::routes::{self, MemberDraft, RouteDraft};
+use super::section::{Located, Reader, Section};
+use super::values::{self, Fault, TableRef, boolean, brief, duration, integer};
+use super::{Admin, Config, Lease, OnGap, Read, Start, State, Write};
+use std::time::Duration;
+
+const MILLIS_100: Duration = Duration::from_millis(100);
+
+/// Reads the whole file; `None` when a problem was reported.
+pub(super) fn config(reader: &Reader<'_>, mut root: Section<'_>) -> Option<Config> {
+    // A faulty allow_http is reported once, not again for each endpoint.
+    let allow_http = root.or("allow_http", false, boolean).is_none_or(|allow| allow.value);
+    let defaults = Defaults { endpoint: root.optional("endpoint", endpoint(allow_http)), allow_http };
+    let grace = root.or("grace", Duration::from_secs(25), duration(Duration::ZERO..=Duration::from_hours(1)));
+    let patience = root.or(
+        "access_patience",
+        Duration::from_secs(30),
+        duration(Duration::ZERO..=Duration::from_mins(15)),
+    );
+    let state = root.table("state", "[state]").and_then(|section| state(section, &defaults));
+    let members = root.tables("member", "[[member]]", "name each table that routes copy from or to");
+    let members: Vec<MemberDraft> = members.into_iter().map(|section| member(section, &defaults)).collect();
+    let routes = root.tables("route", "[[route]]", "say which member is copied to which");
+    let routes: Vec<RouteDraft> = routes.into_iter().map(route).collect();
+    let read = root.table("read", "[read]").and_then(read);
+    let lease = root.table("lease", "[lease]").map(lease);
+    let write = root.table("write", "[write]").and_then(|section| write(section, lease.as_ref()));
+    let admin = root.table("admin", "[admin]").and_then(|section| admin(section, read.as_ref()));
+    root.finish();
+
+    let (members, routes) = routes::resolve(reader, state.as_ref(), members, routes)?;
+    Some(Config {
+        state: state?,
+        members,
+        routes,
+        read: read?,
+        write: write?,
+        lease: lease?.build()?,
+        admin: admin?,
+        grace: grace?.value,
+        access_patience: patience?.value,
+    })
+}
+
+fn state(mut section: Section<'_>, defaults: &Defaults) -> Option<State> {
+    let table = section.required("table", "the state table's name or ARN", values::table_ref);
+    let region = section.or("region", None, |value| values::region(value).map(Some));
+    let retention = section.or(
+        "tombstone_retention",
+        Duration::from_hours(7 * 24),
+        duration(Duration::from_hours(25)..=Duration::from_hours(365 * 24)),
+    );
+    let arn = match table.as_ref().map(|table| &table.value) {
+        Some(TableRef::Arn(arn)) => Some(arn),
+        Some(TableRef::Name(_)) | None => None,
+    };
+    match (arn, &region) {
+        (Some(arn), Some(Located { value: Some(found), place, .. })) if *found != arn.region => {
+            let fault = Fault::new(format!("is {found}, but the table's ARN is of {}", arn.region));
+            section.report("region", *place, fault.remedy("leave the key out"));
+        }
+        (None, Some(Located { value: None, .. })) if table.is_some() => {
+            section
+                .missing("region", "a table's name does not tell its Region: write region = \"eu-west-1\"");
+        }
+        _ => {}
+    }
+    let target = Target {
+        whose: "the state table".to_owned(),
+        region: arn.map(|arn| arn.region.clone()).or(region.and_then(|region| region.value)),
+        owner: arn.map(|arn| (arn.partition.clone(), arn.account.clone())),
+    };
+    let access = access(&mut section, "[state.assume_role]", defaults, &target).access;
+    section.finish();
+    let table = match table?.value {
+        TableRef::Arn(arn) => arn.to_string(),
+        TableRef::Name(name) => name,
+    };
+    Some(State { table, access: access?, tombstone_retention: retention?.value })
+}
+
+fn member(mut section: Section<'_>, defaults: &Defaults) -> MemberDraft {
+    let name = section.required("name", "a name of your choice for the table", values::name);
+    let hint = "the table's ARN, \"arn:aws:dynamodb:REGION:ACCOUNT:table/NAME\"";
+    let arn = section.required("table", hint, values::table_arn);
+    let number = section.or("number", 0, integer(0..=255));
+    let table = arn.as_ref().map(|arn| &arn.value);
+    let target = Target {
+        whose: name.as_ref().map_or("this member".to_owned(), |name| format!("member \"{}\"", name.value)),
+        region: table.map(|arn| arn.region.clone()),
+        owner: table.map(|arn| (arn.partition.clone(), arn.account.clone())),
+    };
+    let AccessDraft { mut access, aws_endpoint } =
+        access(&mut section, "[member.assume_role]", defaults, &target);
+    let streams = section.optional("streams_endpoint", endpoint(defaults.allow_http));
+    if let Some(streams) = &streams {
+        check_region(&section, "streams_endpoint", streams, &target);
+    }
+    // AWS serves streams at another host than tables.
+    let no_streams_at = aws_endpoint.filter(|_| streams.is_none());
+    if let Some(access) = &mut access {
+        access.streams_endpoint = streams.map(|streams| streams.value.url);
+    }
+    section.finish();
+    MemberDraft { name, arn, number, access, no_streams_at }
+}
+
+fn route(mut section: Section<'_>) -> RouteDraft {
+    let draft = RouteDraft {
+        name: section.required("name", "a name of your choice for the route", values::name),
+        from: section.required("from", "the name of the member whose changes are copied", values::string),
+        to: section.strings("to", "write to = [\"MEMBER\", ...]"),
+        ttl_deletes: section.or("ttl_deletes", true, boolean),
+        stamp: section.or("stamp", "shardwalker".to_owned(), values::attribute),
+        start: section.or("start", Start::TrimHorizon, values::start),
+        on_gap: section.or("on_gap", OnGap::Stop, values::on_gap),
+        max_clock_drift: section.or(
+            "max_clock_drift",
+            Duration::from_mins(1),
+            duration(Duration::from_secs(1)..=Duration::from_hours(1)),
+        ),
+    };
+    section.finish();
+    draft
+}
+
+fn read(mut section: Section<'_>) -> Option<Read> {
+    let defaults = Read::default();
+    let fastest = Duration::from_millis(200);
+    let slowest = Duration::from_mins(1);
+    let min = section.or("min_interval", defaults.min_interval, duration(fastest..=slowest));
+    let idle = section.or("idle_interval", defaults.idle_interval, duration(fastest..=slowest));
+    let list = section.or(
+        "list_interval",
+        defaults.list_interval,
+        duration(Duration::from_secs(1)..=Duration::from_mins(10)),
+    );
+    let describe_rate = section.or("describe_rate", defaults.describe_rate, integer(1..=10));
+    if let (Some(min), Some(idle)) = (&min, &idle)
+        && idle.value < min.value
+    {
+        let (idle_is, min_is) = (brief(idle.value), brief(min.value));
+        let fault = Fault::new(format!("is {idle_is}, less than \"min_interval\", which is {min_is}"));
+        section.report("idle_interval", if idle.given { idle.place } else { min.place }, fault);
+    }
+    section.finish();
+    Some(Read {
+        idle_interval: idle?.value,
+        min_interval: min?.value,
+        list_interval: list?.value,
+        describe_rate: describe_rate?.value,
+    })
+}
+
+fn write(mut section: Section<'_>, lease: Option<&LeaseDraft>) -> Option<Write> {
+    let defaults = Write::default();
+    let in_flight = section.or("in_flight", defaults.in_flight, integer(1..=1000));
+    let timeout = section.or(
+        "request_timeout",
+        defaults.request_timeout,
+        duration(MILLIS_100..=Duration::from_mins(1)),
+    );
+    let checkpoint = section.or(
+        "checkpoint_interval",
+        defaults.checkpoint_interval,
+        duration(MILLIS_100..=Duration::from_mins(1)),
+    );
+    check_third(
+        &section,
+        "request_timeout",
+        timeout.as_ref(),
+        lease.and_then(|lease| lease.duration.as_ref()),
+    );
+    section.finish();
+    Some(Write {
+        in_flight: in_flight?.value,
+        request_timeout: timeout?.value,
+        checkpoint_interval: checkpoint?.value,
+    })
+}
+
+/// `[lease]`, with the place of the duration that other settings depend on.
+struct LeaseDraft {
+    duration: Option<Located<Duration>>,
+    renew: Option<Located<Duration>>,
+    worker: Option<String>,
+}
+
+impl LeaseDraft {
+    fn build(self) -> Option<Lease> {
+        Some(Lease { duration: self.duration?.value, renew_interval: self.renew?.value, worker: self.worker })
+    }
+}
+
+fn lease(mut section: Section<'_>) -> LeaseDraft {
+    let defaults = Lease::default();
+    let longest = Duration::from_mins(10);
+    let lease = section.or("duration", defaults.duration, duration(Duration::from_secs(3)..=longest));
+    let sixth = lease.as_ref().map_or(defaults.renew_interval, |lease| lease.value / 6);
+    let renew = section.or("renew_interval", sixth, duration(MILLIS_100..=longest));
+    check_third(&section, "renew_interval", renew.as_ref(), lease.as_ref());
+    let worker = section.optional("worker", values::worker).map(|worker| worker.value);
+    section.finish();
+    LeaseDraft { duration: lease, renew, worker }
+}
+
+/// What a worker does within a lease must leave it time to try again before another may take the lease.
+fn check_third(
+    section: &Section<'_>,
+    key: &str,
+    value: Option<&Located<Duration>>,
+    lease: Option<&Located<Duration>>,
+) {
+    let (Some(value), Some(lease)) = (value, lease) else { return };
+    if value.value > lease.value / 3 {
+        let place = if value.given { value.place } else { lease.place };
+        let (value, lease) = (brief(value.value), brief(lease.value));
+        let fault = Fault::new(format!("is {value}, more than a third of the lease's duration of {lease}"))
+            .remedy("a worker must have time for a second try before its lease runs out");
+        section.report(key, place, fault);
+    }
+}
+
+fn admin(mut section: Section<'_>, read: Option<&Read>) -> Option<Admin> {
+    let defaults = Admin::default();
+    let listen = section.or("listen", defaults.listen, values::listen);
+    let stall = section.or(
+        "stall_after",
+        defaults.stall_after,
+        duration(Duration::from_secs(10)..=Duration::from_hours(24)),
+    );
+    if let (Some(stall), Some(read)) = (&stall, read)
+        && stall.value < read.idle_interval
+    {
+        let (stall_is, idle_is) = (brief(stall.value), brief(read.idle_interval));
+        let fault = Fault::new(format!("is {stall_is}, less than \"idle_interval\", which is {idle_is}"))
+            .remedy("an idle shard would count as stalled");
+        section.report("stall_after", stall.place, fault);
+    }
+    section.finish();
+    Some(Admin { listen: listen?.value, stall_after: stall?.value })
+}

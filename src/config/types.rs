@@ -1,0 +1,232 @@
+//! The resolved configuration: plain data with every default filled in.
+//!
+//! Owns the meaning of each setting and its default. How the settings are written in a file, and what is
+//! refused, is left to the rest of [`config`](crate::config).
+
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
+
+/// A whole, validated configuration.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Where leases, checkpoints, tombstones and dead letters are kept.
+    pub state: State,
+    /// The member tables, in the order of the file; names are unique.
+    pub members: Vec<Member>,
+    /// The one-way routes, in the order of the file; names are unique.
+    pub routes: Vec<Route>,
+    /// Reading of streams.
+    pub read: Read,
+    /// Writing to peers.
+    pub write: Write,
+    /// Leases on shards.
+    pub lease: Lease,
+    /// Metrics, health and logs.
+    pub admin: Admin,
+    /// How long a stop may take to finish pages and checkpoint (default 25 s).
+    pub grace: Duration,
+    /// How long an `AccessDenied` right after the start is retried, because policies arrive late (default 30 s).
+    pub access_patience: Duration,
+}
+
+/// A DynamoDB table's ARN, taken apart.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TableArn {
+    /// `aws`, `aws-cn`, `aws-us-gov`, ...
+    pub partition: String,
+    /// For example `eu-west-1`.
+    pub region: String,
+    /// Twelve digits.
+    pub account: String,
+    /// The table's name.
+    pub table: String,
+}
+
+/// How the calls for one table are made: which Region, endpoint and credentials.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Access {
+    /// The Region of the endpoint and of the signatures.
+    pub region: String,
+    /// Another endpoint than AWS's own, for DynamoDB and its streams.
+    pub endpoint: Option<String>,
+    /// Another endpoint for the streams only. Always there for a route's source whose `endpoint` is one of
+    /// AWS's, because AWS serves streams at another host than tables.
+    pub streams_endpoint: Option<String>,
+    /// A profile of the AWS config files for the base credentials; otherwise the default chain.
+    pub profile: Option<String>,
+    /// A role to assume with the base credentials.
+    pub assume_role: Option<AssumeRole>,
+}
+
+/// A role in a member's account.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct AssumeRole {
+    /// The role's ARN.
+    pub role_arn: String,
+    /// The external id that the role's trust policy asks for.
+    pub external_id: Option<String>,
+    /// The session's name (default `shardwalker`).
+    pub session_name: String,
+    /// How long a session lasts (900 s to 12 h; default 1 h).
+    pub duration: Duration,
+    /// STS's endpoint, filled in with the table's own when that is not one of AWS's; `None`: AWS's for the
+    /// Region.
+    pub sts_endpoint: Option<String>,
+}
+
+/// The state table.
+#[derive(Debug, Clone, PartialEq)]
+pub struct State {
+    /// A table name in the caller's account, or a full ARN.
+    pub table: String,
+    /// How to reach it.
+    pub access: Access,
+    /// How long tombstones are kept (default 7 days, at least 25 hours).
+    pub tombstone_retention: Duration,
+}
+
+/// A member table.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Member {
+    /// Unique; letters, digits, `-`, `_`, `.`; at most 64.
+    pub name: String,
+    /// The table.
+    pub arn: TableArn,
+    /// How to reach it.
+    pub access: Access,
+    /// The small fixed number in versions (default 0; must differ between sources that share a peer).
+    pub number: u8,
+}
+
+/// Changes of one member applied to its peers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Route {
+    /// Unique; same alphabet as a member's name.
+    pub name: String,
+    /// Index into [`Config::members`].
+    pub from: usize,
+    /// Indices into [`Config::members`]; at least one, all different, never `from`.
+    pub to: Vec<usize>,
+    /// Whether deletes by the time-to-live service are forwarded (default true).
+    pub ttl_deletes: bool,
+    /// The name of our attribute on items that we wrote (default `shardwalker`).
+    pub stamp: String,
+    /// Where a stream that was never read starts (default trim horizon).
+    pub start: Start,
+    /// What a shard does when records were trimmed before they were read (default stop).
+    pub on_gap: OnGap,
+    /// A stamp further ahead of its record's creation time is not believed (default 60 s).
+    pub max_clock_drift: Duration,
+}
+
+/// Where a stream that was never read starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// The oldest record that the stream still has (`"trim-horizon"`).
+    TrimHorizon,
+    /// What is written from now on (`"latest"`).
+    Latest,
+    /// The first record at or after a time (RFC 3339; records have whole seconds).
+    At(SystemTime),
+}
+
+/// What a shard does when records were trimmed before they were read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnGap {
+    /// Stop the route for that shard until an operator decides (`"stop"`).
+    Stop,
+    /// Record the gap and go on with the oldest record that is left (`"continue"`).
+    Continue,
+}
+
+/// Reading of streams.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Read {
+    /// The pause between two reads of an idle shard, reached step by step (default 1 s).
+    pub idle_interval: Duration,
+    /// The least time between two reads of a shard, the per-shard rate (default 200 ms).
+    pub min_interval: Duration,
+    /// How often a stream's shards are listed anew (default 10 s).
+    pub list_interval: Duration,
+    /// DescribeStream calls a second for a source account (default 5, AWS's limit is 10).
+    pub describe_rate: u32,
+}
+
+/// Writing to peers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Write {
+    /// Requests under way for one shard and peer (default 64).
+    pub in_flight: usize,
+    /// A request's time limit (default 5 s; well below the lease's duration, at most a third).
+    pub request_timeout: Duration,
+    /// The pause between two checkpoints of a shard that makes progress (default 1 s).
+    pub checkpoint_interval: Duration,
+}
+
+/// Leases on shards.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Lease {
+    /// After this long without a renewal another worker may take a lease (default 30 s).
+    pub duration: Duration,
+    /// Pause between renewals (default a sixth of `duration`).
+    pub renew_interval: Duration,
+    /// This worker's name (default: host name and a random suffix); must be unique among workers.
+    pub worker: Option<String>,
+}
+
+/// Metrics, health and logs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Admin {
+    /// Address of `/metrics`, `/healthz`, `/readyz`; `None` with `listen = "off"` (default 127.0.0.1:9464).
+    pub listen: Option<SocketAddr>,
+    /// Without any progress for this long, `/healthz` fails (default 2 min).
+    pub stall_after: Duration,
+}
+
+impl Config {
+    /// The member of this name.
+    #[must_use]
+    pub fn member(&self, name: &str) -> Option<&Member> {
+        self.members.iter().find(|member| member.name == name)
+    }
+
+    /// The route of this name.
+    #[must_use]
+    pub fn route(&self, name: &str) -> Option<&Route> {
+        self.routes.iter().find(|route| route.name == name)
+    }
+}
+
+impl Default for Read {
+    fn default() -> Self {
+        Self {
+            idle_interval: Duration::from_secs(1),
+            min_interval: Duration::from_millis(200),
+            list_interval: Duration::from_secs(10),
+            describe_rate: 5,
+        }
+    }
+}
+
+impl Default for Write {
+    fn default() -> Self {
+        Self {
+            in_flight: 64,
+            request_timeout: Duration::from_secs(5),
+            checkpoint_interval: Duration::from_secs(1),
+        }
+    }
+}
+
+impl Default for Lease {
+    fn default() -> Self {
+        Self { duration: Duration::from_secs(30), renew_interval: Duration::from_secs(5), worker: None }
+    }
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        let loopback = SocketAddr::from(([127, 0, 0, 1], 9464));
+        Self { listen: Some(loopback), stall_after: Duration::from_secs(120) }
+    }
+}

@@ -1,0 +1,499 @@
+//! One peer of one shard: applies the shard's changes there and says how far it is.
+//!
+//! A lane takes pages in stream order. Changes of one key are applied in order, different keys concurrently up
+//! to a bound. While a change of a key is under way, later ones of that key wait, folded: the last one is
+//! applied and covers those before it, with the highest delete among them still raised in the ledger. The
+//! lane's [`Frontier`] is contiguous: it never passes a change that is not applied, superseded, skipped by a
+//! rule, covered by a later one that is, or kept as a dead letter.
+//!
+//! A lane retries for as long as it lives; it ends when its pages end and all is done, or at once when its
+//! worker loses the right to write.
+
+use crate::apply::{self, Rules, Step};
+use crate::change::{Change, SequenceNumber};
+use crate::clock::Clock;
+use crate::dead_letters::{self, DeadLetters, Reason};
+use crate::failure::{Action, Class, Failure};
+use crate::item::Digest;
+use crate::peer::{Outcome, Peer, StepError};
+use crate::retry::{self, Jitter, Pauses, Policy};
+use crate::telemetry::board::LaneStatus;
+use crate::telemetry::metrics::Metrics;
+use crate::version::{Fold, Hlc, Version};
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+/// The changes of one read, in stream order. Shared by the lanes of a shard.
+#[derive(Debug)]
+pub struct Page {
+    /// The changes; never empty.
+    pub changes: Vec<Change>,
+}
+
+/// How far a lane is: after this record everything is still to do.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Position {
+    /// The last record that is done; `None` before the first one.
+    pub sequence: Option<SequenceNumber>,
+    /// The clock after that record.
+    pub hlc: Hlc,
+    /// When that record was created.
+    pub created: Option<SystemTime>,
+}
+
+/// What a lane shows of its progress.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Frontier {
+    /// How far it is.
+    pub position: Position,
+    /// Changes taken and not done.
+    pub pending: usize,
+}
+
+/// What a lane is made of.
+pub struct LaneParts {
+    /// The route's name.
+    pub route: Arc<str>,
+    /// The shard's id.
+    pub shard: Arc<str>,
+    /// The peer to write to.
+    pub peer: Arc<Peer>,
+    /// The number of the member that the changes come from.
+    pub member: u8,
+    /// What the route's config says about single changes.
+    pub rules: Rules,
+    /// How far ahead of a record's creation a stamp is believed.
+    pub max_drift: Duration,
+    /// Requests under way at most.
+    pub in_flight: usize,
+    /// Where to keep what the peer refuses.
+    pub dead_letters: DeadLetters,
+    /// The worker's clock.
+    pub clock: Clock,
+    /// The worker's metrics.
+    pub metrics: Metrics,
+    /// Seeded pauses.
+    pub jitter: Jitter,
+    /// What the lane shows of itself.
+    pub status: Arc<LaneStatus>,
+    /// Cancelled when the worker loses the right to write: everything is abandoned.
+    pub fence: CancellationToken,
+}
+
+/// Changes that a lane holds before it takes another page: some pages' worth, so that a slow key does not hold
+/// up the others at once.
+const WINDOW: usize = 2000;
+
+/// Applies one shard's changes to one peer.
+pub struct Lane {
+    context: Arc<LaneParts>,
+    fold: Fold,
+    /// Records up to here were done before this lane began.
+    done_before: Option<SequenceNumber>,
+    /// The records taken and not passed by the frontier; the first one has number `base`.
+    slots: VecDeque<Slot>,
+    base: u64,
+    keys: HashMap<Digest, KeyState>,
+    /// Keys with work that may start, in order.
+    ready: VecDeque<Digest>,
+    /// Keys that have dead letters.
+    dead: HashSet<Digest>,
+    running: FuturesUnordered<BoxFuture<'static, Finished>>,
+    frontier: watch::Sender<Frontier>,
+}
+
+struct Slot {
+    position: Position,
+    done: bool,
+}
+
+#[derive(Default)]
+struct KeyState {
+    running: bool,
+    waiting: Option<Work>,
+}
+
+/// Changes of one key, in order; the last one covers the others.
+struct Work {
+    key: Digest,
+    items: Vec<WorkItem>,
+    dead: bool,
+}
+
+#[derive(Clone)]
+struct WorkItem {
+    page: Arc<Page>,
+    index: usize,
+    version: Version,
+    slot: u64,
+}
+
+impl WorkItem {
+    fn change(&self) -> &Change {
+        &self.page.changes[self.index]
+    }
+}
+
+struct Finished {
+    key: Digest,
+    slots: Vec<u64>,
+    dead: bool,
+    /// The fence fell: nothing is known about the work.
+    abandoned: bool,
+}
+
+impl Lane {
+    /// A lane that goes on from `start`, with the channel that shows its frontier.
+    #[must_use]
+    pub fn new(parts: LaneParts, start: Position) -> (Self, watch::Receiver<Frontier>) {
+        let fold = Fold::from(start.hlc, parts.max_drift);
+        let done_before = start.sequence.clone();
+        let (frontier, shown) = watch::channel(Frontier { position: start, pending: 0 });
+        let lane = Self {
+            context: Arc::new(parts),
+            fold,
+            done_before,
+            slots: VecDeque::new(),
+            base: 0,
+            keys: HashMap::new(),
+            ready: VecDeque::new(),
+            dead: HashSet::new(),
+            running: FuturesUnordered::new(),
+            frontier,
+        };
+        (lane, shown)
+    }
+
+    /// Takes pages until they end and everything is done (`true`), or until the fence falls (`false`).
+    pub async fn run(mut self, mut pages: mpsc::Receiver<Arc<Page>>) -> bool {
+        let fence = self.context.fence.clone();
+        let context = Arc::clone(&self.context);
+        match context.load_dead().await {
+            Some(dead) => self.dead = dead,
+            None => return false,
+        }
+        let mut open = true;
+        while open || !self.slots.is_empty() {
+            tokio::select! {
+                // The fence first; then what is done, which makes room; then more work.
+                biased;
+                () = fence.cancelled() => return false,
+                Some(finished) = self.running.next(), if !self.running.is_empty() => {
+                    if finished.abandoned {
+                        return false;
+                    }
+                    self.finish(finished);
+                }
+                page = pages.recv(), if open && self.slots.len() < WINDOW => match page {
+                    Some(page) => self.take(&page),
+                    None => open = false,
+                },
+            }
+            self.start();
+            self.show();
+        }
+        true
+    }
+
+    fn take(&mut self, page: &Arc<Page>) {
+        for (index, change) in page.changes.iter().enumerate() {
+            if self.done_before.as_ref().is_some_and(|done| change.sequence <= *done) {
+                continue;
+            }
+            let (hlc, disbelieved) = self.fold.step(change.created, change.stamps());
+            if disbelieved > 0 {
+                self.disbelieve(change, disbelieved);
+            }
+            let slot = self.base + self.slots.len() as u64;
+            let position =
+                Position { sequence: Some(change.sequence.clone()), hlc, created: Some(change.created) };
+            let skipped = matches!(apply::plan(change, &self.context.rules), Step::Skip(_));
+            self.slots.push_back(Slot { position, done: skipped });
+            if skipped {
+                self.count("skipped", 1);
+                continue;
+            }
+            let version = Version::new(hlc, self.context.member);
+            self.enqueue(change.key.digest(), WorkItem { page: Arc::clone(page), index, version, slot });
+        }
+    }
+
+    fn enqueue(&mut self, key: Digest, item: WorkItem) {
+        let state = self.keys.entry(key).or_default();
+        match &mut state.waiting {
+            Some(work) => work.items.push(item),
+            None => {
+                state.waiting = Some(Work { key, items: vec![item], dead: false });
+                if !state.running {
+                    self.ready.push_back(key);
+                }
+            }
+        }
+    }
+
+    fn start(&mut self) {
+        while self.running.len() < self.context.in_flight {
+            let Some(key) = self.ready.pop_front() else { break };
+            let Some(state) = self.keys.get_mut(&key) else { continue };
+            let Some(mut work) = state.waiting.take() else { continue };
+            state.running = true;
+            work.dead = self.dead.contains(&key);
+            self.running.push(Box::pin(Arc::clone(&self.context).carry_out(work)));
+        }
+    }
+
+    fn finish(&mut self, finished: Finished) {
+        if finished.dead {
+            self.dead.insert(finished.key);
+        } else {
+            self.dead.remove(&finished.key);
+        }
+        for slot in finished.slots {
+            let index = usize::try_from(slot - self.base).unwrap_or(usize::MAX);
+            if let Some(slot) = self.slots.get_mut(index) {
+                slot.done = true;
+            }
+        }
+        match self.keys.get_mut(&finished.key) {
+            Some(state) if state.waiting.is_some() => {
+                state.running = false;
+                self.ready.push_back(finished.key);
+            }
+            _ => {
+                self.keys.remove(&finished.key);
+            }
+        }
+    }
+
+    /// Moves the frontier over what is done, and shows it.
+    fn show(&mut self) {
+        let mut position = None;
+        while self.slots.front().is_some_and(|slot| slot.done) {
+            position = self.slots.pop_front().map(|slot| slot.position);
+            self.base += 1;
+        }
+        let pending = self.slots.len();
+        self.context.status.show(position.as_ref(), pending, self.running.len());
+        let context = &self.context;
+        let labels = [&*context.route, context.peer.name()];
+        context
+            .metrics
+            .rate_limit
+            .with_label_values(&labels)
+            .set(context.peer.limit().limit().unwrap_or(f64::INFINITY));
+        self.frontier.send_if_modified(|frontier| {
+            let changed = position.is_some() || frontier.pending != pending;
+            if let Some(position) = position {
+                frontier.position = position;
+            }
+            frontier.pending = pending;
+            changed
+        });
+    }
+
+    fn disbelieve(&self, change: &Change, count: usize) {
+        let context = &self.context;
+        context.metrics.stamps_disbelieved.with_label_values(&[&context.route]).inc_by(count as u64);
+        tracing::warn!(
+            peer = context.peer.name(),
+            sequence = %change.sequence,
+            key = %change.key.digest(),
+            "a stamp is further ahead of its record's creation than max_clock_drift; it is not believed"
+        );
+    }
+
+    fn count(&self, outcome: &str, by: u64) {
+        let labels = [&*self.context.route, self.context.peer.name(), outcome];
+        self.context.metrics.writes.with_label_values(&labels).inc_by(by);
+    }
+}
+
+/// Waits before another try; `false` when the fence fell.
+async fn wait(pauses: &mut Pauses, failure: &Failure, fence: &CancellationToken) -> bool {
+    let action = match failure.class.action() {
+        // Nobody above could do better than to try again.
+        Action::GiveBack => Action::RetrySlowly,
+        action => action,
+    };
+    let pause = pauses.next(action).unwrap_or(Policy::FOREVER.slow);
+    retry::pause(pause, fence).await
+}
+
+/// What became of one try.
+enum Tried {
+    Done(Outcome),
+    Refused(Failure),
+    Abandoned,
+}
+
+impl LaneParts {
+    /// The keys that have dead letters; `None` when the fence fell.
+    async fn load_dead(self: &Arc<Self>) -> Option<HashSet<Digest>> {
+        let mut pauses = Pauses::new(Policy::FOREVER, self.jitter.clone());
+        loop {
+            match self.dead_letters.keys(&self.route, self.peer.name()).await {
+                Ok(keys) => return Some(keys),
+                Err(failure) => self.failed("state", &failure, &mut pauses).await.then_some(())?,
+            }
+        }
+    }
+
+    /// Applies the last change of `work`; when the peer refuses that for good, the one before it, and so on.
+    /// What was refused is kept as dead letters, in order.
+    async fn carry_out(self: Arc<Self>, work: Work) -> Finished {
+        let in_flight = self.metrics.in_flight.with_label_values(&[&self.route, self.peer.name()]);
+        in_flight.inc();
+        let result = self.settle(&work).await;
+        in_flight.dec();
+        let slots = work.items.iter().map(|item| item.slot).collect();
+        Finished { key: work.key, slots, dead: result == Some(true), abandoned: result.is_none() }
+    }
+
+    /// `None` when the fence fell, else whether the key has dead letters now.
+    async fn settle(&self, work: &Work) -> Option<bool> {
+        let mut pauses = Pauses::new(Policy::FOREVER, self.jitter.clone());
+        if work.dead && self.still_dead(work.key, &mut pauses).await? {
+            let why =
+                Failure::new(Class::Invalid, "Behind", "an earlier change of this key is a dead letter");
+            for item in &work.items {
+                self.keep(item, Reason::Behind, &why, &mut pauses).await?;
+            }
+            return Some(true);
+        }
+        let deletes =
+            work.items.iter().filter(|i| matches!(apply::plan(i.change(), &self.rules), Step::Delete));
+        let raise = deletes.map(|item| item.version).max();
+        let mut refused: Vec<Failure> = Vec::new();
+        let mut tried = None;
+        for item in work.items.iter().rev() {
+            match self.try_one(item, raise, &mut pauses).await {
+                Tried::Done(outcome) => {
+                    tried = Some(outcome);
+                    break;
+                }
+                Tried::Refused(failure) => refused.push(failure),
+                Tried::Abandoned => return None,
+            }
+        }
+        let kept = work.items.len() - refused.len();
+        for (item, why) in work.items[kept..].iter().zip(refused.iter().rev()) {
+            self.keep(item, Reason::Refused, why, &mut pauses).await?;
+        }
+        if let Some(outcome) = tried {
+            self.count_done(&work.items[..kept], outcome);
+        }
+        self.status.moving();
+        Some(!refused.is_empty())
+    }
+
+    async fn still_dead(&self, key: Digest, pauses: &mut Pauses) -> Option<bool> {
+        loop {
+            match self.dead_letters.has(&self.route, self.peer.name(), key).await {
+                Ok(has) => return Some(has),
+                Err(failure) => self.failed("state", &failure, pauses).await.then_some(())?,
+            }
+        }
+    }
+
+    /// Tries one change until it is done or refused for good.
+    async fn try_one(&self, item: &WorkItem, raise: Option<Version>, pauses: &mut Pauses) -> Tried {
+        let mut raise = raise;
+        loop {
+            if self.fence.is_cancelled() {
+                return Tried::Abandoned;
+            }
+            let result = match raise {
+                Some(version) => match self.peer.raise(&item.change().key, version).await {
+                    Ok(()) => {
+                        raise = None;
+                        continue;
+                    }
+                    Err(error) => Err(error),
+                },
+                None => self.step(item).await,
+            };
+            match result {
+                Ok(outcome) => return Tried::Done(outcome),
+                Err(StepError::Peer(failure)) if failure.class == Class::Invalid => {
+                    return Tried::Refused(failure);
+                }
+                Err(error) => {
+                    let at = match error {
+                        StepError::Peer(_) => self.peer.name(),
+                        StepError::State(_) => "state",
+                    };
+                    if !self.failed(at, error.failure(), pauses).await {
+                        return Tried::Abandoned;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn step(&self, item: &WorkItem) -> Result<Outcome, StepError> {
+        let change = item.change();
+        match apply::plan(change, &self.rules) {
+            Step::Put { content, creates } => {
+                self.peer.put(content, &change.key, item.version, creates).await
+            }
+            Step::Delete => self.peer.delete(&change.key, item.version).await,
+            // Skipped changes never become work.
+            Step::Skip(_) => Ok(Outcome::Superseded),
+        }
+    }
+
+    async fn keep(&self, item: &WorkItem, reason: Reason, why: &Failure, pauses: &mut Pauses) -> Option<()> {
+        let lane = dead_letters::Lane { route: &self.route, peer: self.peer.name(), shard: &self.shard };
+        loop {
+            match self.dead_letters.keep(lane, item.change(), item.version, reason, why).await {
+                Ok(()) => break,
+                Err(failure) => self.failed("state", &failure, pauses).await.then_some(())?,
+            }
+        }
+        let labels = [&*self.route, self.peer.name(), reason.name()];
+        self.metrics.dead_letters.with_label_values(&labels).inc();
+        self.metrics.writes.with_label_values(&[&self.route, self.peer.name(), "dead"]).inc();
+        tracing::error!(
+            peer = self.peer.name(),
+            key = %item.change().key.digest(),
+            sequence = %item.change().sequence,
+            reason = reason.name(),
+            why = %why,
+            "a change cannot be applied; it is kept as a dead letter, and later changes of its key wait"
+        );
+        Some(())
+    }
+
+    /// Notes a failure and waits; `false` when the fence fell.
+    async fn failed(&self, at: &str, failure: &Failure, pauses: &mut Pauses) -> bool {
+        self.metrics.retried(&self.route, at, failure.class);
+        if failure.class.action() != Action::RetrySoon {
+            self.status.stalled(failure);
+        }
+        wait(pauses, failure, &self.fence).await
+    }
+
+    fn count_done(&self, items: &[WorkItem], outcome: Outcome) {
+        let (Some((_, covered)), now) = (items.split_last(), self.clock.now()) else { return };
+        let outcome = match outcome {
+            Outcome::Applied => "applied",
+            Outcome::Superseded => "superseded",
+        };
+        let writes =
+            |outcome| self.metrics.writes.with_label_values(&[&self.route, self.peer.name(), outcome]);
+        writes(outcome).inc();
+        if !covered.is_empty() {
+            writes("folded").inc_by(covered.len() as u64);
+        }
+        let lag = self.metrics.lag.with_label_values(&[&self.route, self.peer.name()]);
+        for item in items {
+            lag.observe(now.duration_since(item.change().created).unwrap_or_default().as_secs_f64());
+        }
+    }
+}

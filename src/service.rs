@@ -1,0 +1,314 @@
+//! The service: `Config` -> [`Service::build`] -> [`Service::run`]. Nothing is started while building.
+
+use crate::access::preflight::{Findings, Found, Preflight};
+use crate::apply::Rules;
+use crate::aws::{Aws, Base};
+use crate::clock::Clock;
+use crate::config::{self, Config, Start};
+use crate::dead_letters::DeadLetters;
+use crate::failure::Failure;
+use crate::gaps::Gaps;
+use crate::lease::heart::Heart;
+use crate::lease::table::LeaseTable;
+use crate::ledger::Ledger;
+use crate::limit::Rate;
+use crate::peer::{Peer, PeerParts};
+use crate::replicator::{Replicator, ReplicatorParts};
+use crate::retry::{self, GaveUp, Jitter, Policy};
+use crate::route::Route;
+use crate::starts::{self, Begun};
+use crate::state::{StateError, StateTable};
+use crate::stream::list::Lister;
+use crate::task::Tasks;
+use crate::telemetry::board::Board;
+use crate::telemetry::http::{self, Admin};
+use crate::telemetry::metrics::Metrics;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+/// What a service is built with, beside its config.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// What all clients share.
+    pub base: Base,
+    /// Make the state table when it does not exist.
+    pub create_state_table: bool,
+    /// The clock.
+    pub clock: Clock,
+    /// Decides the pauses and the worker's suffix.
+    pub seed: u64,
+}
+
+/// Why a service could not start, or ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum ServiceError {
+    /// The state table.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// What must hold before a route may run.
+    #[error("{0}")]
+    Access(#[from] Findings),
+    /// The state table's rows.
+    #[error("state table: {0}")]
+    Rows(Failure),
+    /// The address of the metrics.
+    #[error(
+        "cannot listen on {address} for metrics and health: {source}; set [admin] listen to another address, or \"off\""
+    )]
+    Listen {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The metrics.
+    #[error("metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+    /// Stopped before it began.
+    #[error("stopped while starting")]
+    Stopped,
+    /// The work did not end within the grace period.
+    #[error("not all work was done within {0:?}; what was not checkpointed is read again at the next start")]
+    Grace(std::time::Duration),
+}
+
+/// One worker: all routes of a config.
+pub struct Service {
+    config: Config,
+    heart: Arc<Heart>,
+    replicators: Vec<Replicator>,
+    board: Board,
+    metrics: Metrics,
+    admin: Option<TcpListener>,
+    drain: CancellationToken,
+}
+
+impl Service {
+    /// Checks what must hold, and puts the parts together. Cancelling `drain` later asks the service to stop.
+    ///
+    /// # Errors
+    /// [`ServiceError`]: everything that does not hold, at once.
+    pub async fn build(
+        config: Config,
+        options: Options,
+        drain: CancellationToken,
+    ) -> Result<Self, ServiceError> {
+        let metrics = Metrics::new()?;
+        let board = Board::new();
+        let base = Base { request_timeout: Some(config.write.request_timeout), ..options.base };
+        let aws = Aws::new(base);
+        let jitter = Jitter::seeded(options.seed);
+        let state = StateTable::new(&config.state, &aws.clients(&config.state.access).await, metrics.clone());
+        state.open(options.create_state_table).await?;
+        let admin = match config.admin.listen {
+            None => None,
+            Some(address) => Some(
+                TcpListener::bind(address)
+                    .await
+                    .map_err(|source| ServiceError::Listen { address, source })?,
+            ),
+        };
+        let preflight = Preflight { config: &config, aws: &aws, jitter: &jitter, cancel: &drain };
+        let found = preflight.run().await?;
+        if drain.is_cancelled() {
+            return Err(ServiceError::Stopped);
+        }
+        let worker = worker_name(&config.lease, options.seed);
+        let heart = Arc::new(Heart::new(
+            state.clone(),
+            worker.into(),
+            options.clock,
+            &config.lease,
+            config.write.request_timeout,
+            jitter.clone(),
+        ));
+        let mut service = Self { heart, replicators: Vec::new(), board, metrics, admin, drain, config };
+        let shared = Shared {
+            aws: &aws,
+            ledger: Ledger::new(state.clone(), options.clock, service.config.state.tombstone_retention),
+            state,
+            clock: options.clock,
+            jitter,
+            found: &found,
+        };
+        let mut budgets: BTreeMap<String, Arc<Rate>> = BTreeMap::new();
+        for route in &service.config.routes {
+            let account = &service.config.members[route.from].arn.account;
+            let rate = f64::from(service.config.read.describe_rate);
+            let budget = budgets.entry(account.clone()).or_insert_with(|| Arc::new(Rate::new(rate)));
+            let replicator = service.replicator(route, &shared, Arc::clone(budget)).await?;
+            service.replicators.push(replicator);
+        }
+        Ok(service)
+    }
+
+    async fn replicator(
+        &self,
+        route: &config::Route,
+        shared: &Shared<'_>,
+        budget: Arc<Rate>,
+    ) -> Result<Replicator, ServiceError> {
+        let found =
+            |index: usize| shared.found.get(index).and_then(Option::as_ref).ok_or(ServiceError::Stopped);
+        let source = &self.config.members[route.from];
+        let stream = found(route.from)?.stream.clone().ok_or(ServiceError::Stopped)?;
+        let streams = shared.aws.clients(&source.access).await.streams;
+        let mut peers = Vec::new();
+        for &index in &route.to {
+            let member = &self.config.members[index];
+            let partition_key = found(index)?.keys.first().map(|(name, _)| name.clone()).unwrap_or_default();
+            peers.push(Arc::new(Peer::new(PeerParts {
+                name: member.name.clone(),
+                client: shared.aws.clients(&member.access).await.tables,
+                table: member.arn.to_string(),
+                partition_key,
+                stamp: route.stamp.clone(),
+                max_drift: route.max_clock_drift,
+                clock: shared.clock,
+                ledger: shared.ledger.clone(),
+                requests: self.metrics.peer_requests.with_label_values(&[&route.name, &member.name]),
+            })));
+        }
+        let begun = self.begun(route, &stream.label, shared).await?;
+        let not_before = match route.start {
+            Start::TrimHorizon => None,
+            Start::Latest => Some(begun.at - starts::MARGIN),
+            Start::At(time) => Some(time),
+        };
+        let leases = LeaseTable::new(
+            shared.state.clone(),
+            &route.name,
+            &stream.label,
+            Arc::clone(self.heart.worker()),
+        );
+        let stream: Arc<str> = stream.arn.into();
+        let lister = Lister::new(streams.clone(), Arc::clone(&stream), budget);
+        let resolved = Route {
+            name: route.name.as_str().into(),
+            member: source.number,
+            streams,
+            stream,
+            peers,
+            stamp: route.stamp.as_str().into(),
+            rules: Rules { ttl_deletes: route.ttl_deletes, not_before },
+            start: route.start,
+            on_gap: route.on_gap,
+            max_drift: route.max_clock_drift,
+            read: self.config.read.clone(),
+            write: self.config.write.clone(),
+            dead_letters: DeadLetters::new(shared.state.clone(), shared.clock),
+            gaps: Gaps::new(shared.state.clone(), shared.clock),
+            clock: shared.clock,
+            metrics: self.metrics.clone(),
+            board: self.board.clone(),
+            jitter: shared.jitter.clone(),
+        };
+        Ok(Replicator::new(ReplicatorParts {
+            route: Arc::new(resolved),
+            lister,
+            leases,
+            heart: Arc::clone(&self.heart),
+            drain: self.drain.clone(),
+        }))
+    }
+
+    /// When the route first saw this stream: kept in the state table, so that all workers agree.
+    async fn begun(
+        &self,
+        route: &config::Route,
+        stream: &str,
+        shared: &Shared<'_>,
+    ) -> Result<Begun, ServiceError> {
+        let policy = Policy::for_at_most(self.config.access_patience);
+        let once = || starts::begun(&shared.state, shared.clock, &route.name, stream);
+        match retry::run(policy, &shared.jitter, &self.drain, |_, _| (), once).await {
+            Ok(begun) => Ok(begun),
+            Err(GaveUp::Failed(failure)) => Err(ServiceError::Rows(failure)),
+            Err(GaveUp::Cancelled) => Err(ServiceError::Stopped),
+        }
+    }
+
+    /// What the service shows of its work.
+    #[must_use]
+    pub fn board(&self) -> &Board {
+        &self.board
+    }
+
+    /// The metrics.
+    #[must_use]
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// The address of `/metrics` and `/healthz`, when it listens.
+    #[must_use]
+    pub fn admin_address(&self) -> Option<std::net::SocketAddr> {
+        self.admin.as_ref().and_then(|listener| listener.local_addr().ok())
+    }
+
+    /// Runs until asked to drain, and until what was taken is done, within the grace period.
+    ///
+    /// # Errors
+    /// [`ServiceError::Rows`] when this worker could not show itself even once;
+    /// [`ServiceError::Grace`] when the work did not end in time.
+    pub async fn run(self) -> Result<(), ServiceError> {
+        let Self { config, heart, replicators, board, metrics, admin, drain } = self;
+        let stop_heart = CancellationToken::new();
+        let stop_admin = CancellationToken::new();
+        let mut helpers = Tasks::new();
+        if let Some(listener) = admin {
+            let admin = Admin { board: board.clone(), metrics, stall_after: config.admin.stall_after };
+            helpers.spawn(http::serve(listener, admin, stop_admin.clone()));
+        }
+        let policy = Policy::for_at_most(config.access_patience);
+        let first = retry::run(policy, &Jitter::seeded(0), &drain, |_, _| (), || heart.beat()).await;
+        match first {
+            Ok(()) => {}
+            Err(GaveUp::Failed(failure)) => return Err(ServiceError::Rows(failure)),
+            Err(GaveUp::Cancelled) => return Ok(()),
+        }
+        tracing::info!(worker = &**heart.worker(), routes = replicators.len(), "working");
+        let beating = Arc::clone(&heart);
+        let stop = stop_heart.clone();
+        helpers.spawn(async move { beating.run(stop).await });
+        let mut routes = Tasks::new();
+        let waiting = Arc::new(AtomicUsize::new(replicators.len()));
+        for replicator in replicators {
+            let (waiting, board) = (Arc::clone(&waiting), board.clone());
+            routes.spawn(replicator.run(move || {
+                if waiting.fetch_sub(1, Ordering::AcqRel) == 1 {
+                    board.ready();
+                }
+            }));
+        }
+        drain.cancelled().await;
+        board.draining();
+        let finish = async { while routes.join_next().await.is_some() {} };
+        let in_time = tokio::time::timeout(config.grace, finish).await;
+        routes.abort_all().await;
+        stop_heart.cancel();
+        stop_admin.cancel();
+        while helpers.join_next().await.is_some() {}
+        in_time.map_err(|_| ServiceError::Grace(config.grace))
+    }
+}
+
+struct Shared<'a> {
+    aws: &'a Aws,
+    ledger: Ledger,
+    state: StateTable,
+    clock: Clock,
+    jitter: Jitter,
+    found: &'a [Option<Found>],
+}
+
+/// The configured name, or the host's, with a suffix that makes every start another worker.
+fn worker_name(config: &config::Lease, seed: u64) -> String {
+    let host =
+        || std::fs::read_to_string("/proc/sys/kernel/hostname").ok().map(|name| name.trim().to_owned());
+    let name = config.worker.clone().or_else(host).unwrap_or_else(|| "worker".to_owned());
+    format!("{name}-{:08x}", seed as u32 ^ (seed >> 32) as u32)
+}

@@ -1,0 +1,160 @@
+//! Reading one shard, page by page.
+//!
+//! A reader holds an iterator and the place that it has reached. An iterator that expired is opened anew after
+//! the last sequence number. Records that were trimmed before they were read are an error of their own, never a
+//! silent jump. One call is one request: pauses and retries belong to the caller.
+
+use crate::change::{Change, DecodeError, SequenceNumber};
+use crate::failure::{Class, Failure};
+use aws_sdk_dynamodbstreams::Client;
+use aws_sdk_dynamodbstreams::types::ShardIteratorType;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+/// Where in a shard to read from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// The oldest record that is left.
+    TrimHorizon,
+    /// What comes from now on. Once only: opened anew it would jump over what came in between, so then it is
+    /// the oldest record, and the route's start time sorts out what is too old.
+    Latest,
+    /// The first record at or after a time, where the endpoint knows how; else the oldest.
+    At(SystemTime),
+    /// After a record.
+    After(SequenceNumber),
+}
+
+/// Why a read did not give records.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum ReadError {
+    /// The records after the place are gone: data was lost. The reader keeps its place.
+    #[error("the records after {after} were trimmed before they were read")]
+    Trimmed {
+        /// The last record that was read, or `the beginning`.
+        after: String,
+    },
+    /// The shard is gone with all its records.
+    #[error("the shard does not exist any more")]
+    Gone,
+    /// A record that this build cannot decode; the reader keeps its place before the page.
+    #[error(transparent)]
+    Undecodable(#[from] DecodeError),
+    /// A call failed; the reader keeps its place.
+    #[error("{0}")]
+    Call(Failure),
+}
+
+/// What a read gave.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Read {
+    /// The changes in order; often none, also in the middle of a shard.
+    pub changes: Vec<Change>,
+    /// Whether the shard ends here.
+    pub end: bool,
+}
+
+/// Reads one shard.
+#[derive(Debug)]
+pub struct Reader {
+    client: Client,
+    stream: Arc<str>,
+    shard: Arc<str>,
+    stamp: Arc<str>,
+    place: Place,
+    iterator: Option<String>,
+}
+
+impl Reader {
+    /// A reader that will read from `place`. Sends nothing. `stamp` is the route's stamp attribute.
+    #[must_use]
+    pub fn new(client: Client, stream: Arc<str>, shard: Arc<str>, stamp: Arc<str>, place: Place) -> Self {
+        Self { client, stream, shard, stamp, place, iterator: None }
+    }
+
+    /// Goes on from another place at the next read.
+    pub fn seek(&mut self, place: Place) {
+        (self.place, self.iterator) = (place, None);
+    }
+
+    /// The next records: one GetRecords, and before it GetShardIterator when there is no iterator.
+    ///
+    /// # Errors
+    /// [`ReadError`]; reading again goes on from the same place.
+    pub async fn read(&mut self) -> Result<Read, ReadError> {
+        let iterator = match self.iterator.take() {
+            Some(iterator) => iterator,
+            None => {
+                let iterator = self.open().await?;
+                if self.place == Place::Latest {
+                    self.place = Place::TrimHorizon;
+                }
+                iterator
+            }
+        };
+        let answer = self.client.get_records().shard_iterator(&iterator).send().await;
+        let answer = match answer.map_err(Failure::from) {
+            Ok(answer) => answer,
+            Err(failure) => {
+                match failure.class {
+                    // Opened anew at the next read.
+                    Class::IteratorExpired => {}
+                    Class::Trimmed => return Err(self.trimmed()),
+                    Class::NotFound => return Err(ReadError::Gone),
+                    _ => self.iterator = Some(iterator),
+                }
+                return Err(ReadError::Call(failure));
+            }
+        };
+        let records = answer.records.unwrap_or_default();
+        let changes: Vec<Change> =
+            records.into_iter().map(|r| Change::decode(r, &self.stamp)).collect::<Result<_, _>>()?;
+        if let Some(last) = changes.last() {
+            self.place = Place::After(last.sequence.clone());
+        }
+        self.iterator = answer.next_shard_iterator.filter(|iterator| !iterator.is_empty());
+        Ok(Read { changes, end: self.iterator.is_none() })
+    }
+
+    async fn open(&mut self) -> Result<String, ReadError> {
+        match self.ask(&self.place).await {
+            Ok(iterator) => Ok(iterator),
+            // The newest kind of iterator: endpoints that do not know it start at the beginning.
+            Err(failure) if failure.class == Class::Invalid && matches!(self.place, Place::At(_)) => {
+                self.place = Place::TrimHorizon;
+                self.ask(&self.place).await.map_err(ReadError::Call)
+            }
+            Err(failure) => Err(match failure.class {
+                Class::Trimmed => self.trimmed(),
+                Class::NotFound => ReadError::Gone,
+                _ => ReadError::Call(failure),
+            }),
+        }
+    }
+
+    async fn ask(&self, place: &Place) -> Result<String, Failure> {
+        let request = self.client.get_shard_iterator().stream_arn(&*self.stream).shard_id(&*self.shard);
+        let request = match place {
+            Place::TrimHorizon => request.shard_iterator_type(ShardIteratorType::TrimHorizon),
+            Place::Latest => request.shard_iterator_type(ShardIteratorType::Latest),
+            Place::At(time) => {
+                request.shard_iterator_type(ShardIteratorType::AtTimestamp).timestamp((*time).into())
+            }
+            Place::After(sequence) => request
+                .shard_iterator_type(ShardIteratorType::AfterSequenceNumber)
+                .sequence_number(sequence.as_str()),
+        };
+        let answer = request.send().await?;
+        answer.shard_iterator.ok_or_else(|| {
+            Failure::new(Class::Unrecognised, "NoIterator", "GetShardIterator gave no iterator")
+        })
+    }
+
+    fn trimmed(&self) -> ReadError {
+        let after = match &self.place {
+            Place::After(sequence) => sequence.to_string(),
+            Place::TrimHorizon | Place::Latest | Place::At(_) => "the beginning".to_owned(),
+        };
+        ReadError::Trimmed { after }
+    }
+}

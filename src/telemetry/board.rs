@@ -1,0 +1,306 @@
+//! What is going on right now, for `/healthz`, `/api/status` and the gauges that are worked out when asked for.
+//!
+//! Walkers and lanes write their own part, each under a short lock of its own; readers take a picture.
+
+use crate::change::SequenceNumber;
+use crate::failure::Failure;
+use crate::lane::Position;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+use tokio::time::Instant;
+
+/// Everything that a process works on. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Board {
+    shared: Arc<Mutex<Shared>>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    routes: BTreeMap<String, RouteEntry>,
+    ready: bool,
+    draining: bool,
+}
+
+#[derive(Debug)]
+struct RouteEntry {
+    listed: Instant,
+    trouble: Option<String>,
+    shards: BTreeMap<String, Arc<ShardStatus>>,
+}
+
+/// A shard that this worker walks, as seen from outside.
+#[derive(Debug)]
+pub struct ShardStatus {
+    inner: Mutex<ShardInner>,
+    lanes: Vec<Arc<LaneStatus>>,
+}
+
+#[derive(Debug)]
+struct ShardInner {
+    read: Instant,
+    trouble: Option<String>,
+    stopped: Option<String>,
+    unsaved: Option<Instant>,
+}
+
+/// One lane of a shard, as seen from outside.
+#[derive(Debug)]
+pub struct LaneStatus {
+    peer: String,
+    inner: Mutex<LaneInner>,
+}
+
+#[derive(Debug)]
+struct LaneInner {
+    sequence: Option<SequenceNumber>,
+    created: Option<SystemTime>,
+    pending: usize,
+    running: usize,
+    moved: Instant,
+    trouble: Option<String>,
+    said: Option<Instant>,
+}
+
+/// A trouble that lasts is said again after this long.
+const SAY_AGAIN: Duration = Duration::from_secs(60);
+
+/// A picture of a process's work.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Picture {
+    /// Whether the first listing of every route is done and no stop was asked for.
+    pub ready: bool,
+    /// Whether a stop was asked for.
+    pub draining: bool,
+    /// The routes by name.
+    pub routes: BTreeMap<String, BTreeMap<String, ShardPicture>>,
+    /// Why the work stands still, a line each; empty while it goes on.
+    pub problems: Vec<String>,
+}
+
+/// A picture of one shard.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ShardPicture {
+    /// Seconds since the last successful read.
+    pub read_seconds_ago: u64,
+    /// Why it stopped, when it did.
+    pub stopped: Option<String>,
+    /// Seconds since the oldest progress that is not checkpointed.
+    pub unsaved_seconds: u64,
+    /// The lanes by peer.
+    pub lanes: BTreeMap<String, LanePicture>,
+}
+
+/// A picture of one lane.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LanePicture {
+    /// The last record that is done.
+    pub sequence: Option<String>,
+    /// When that record was created (RFC 3339).
+    pub created: Option<String>,
+    /// Changes taken and not done.
+    pub pending: usize,
+    /// Changes under way.
+    pub running: usize,
+    /// What keeps it from moving.
+    pub trouble: Option<String>,
+}
+
+impl Board {
+    /// An empty board.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The shards of a route were listed just now, successfully.
+    pub fn listed(&self, route: &str) {
+        let mut shared = lock(&self.shared);
+        let entry = entry(&mut shared, route);
+        (entry.listed, entry.trouble) = (Instant::now(), None);
+    }
+
+    /// Listing a route's shards, or its leases, fails.
+    pub fn route_in_trouble(&self, route: &str, why: &str) {
+        entry(&mut lock(&self.shared), route).trouble = Some(why.to_owned());
+    }
+
+    /// Every route has been listed once.
+    pub fn ready(&self) {
+        lock(&self.shared).ready = true;
+    }
+
+    /// A stop was asked for.
+    pub fn draining(&self) {
+        lock(&self.shared).draining = true;
+    }
+
+    /// This worker walks a shard from now on.
+    #[must_use]
+    pub fn walks(&self, route: &str, shard: &str, peers: &[&str]) -> Arc<ShardStatus> {
+        let now = Instant::now();
+        let lane = |peer: &&str| {
+            let inner = LaneInner {
+                sequence: None,
+                created: None,
+                pending: 0,
+                running: 0,
+                moved: now,
+                trouble: None,
+                said: None,
+            };
+            Arc::new(LaneStatus { peer: (*peer).to_owned(), inner: Mutex::new(inner) })
+        };
+        let inner = ShardInner { read: now, trouble: None, stopped: None, unsaved: None };
+        let lanes = peers.iter().map(lane).collect();
+        let status = Arc::new(ShardStatus { inner: Mutex::new(inner), lanes });
+        entry(&mut lock(&self.shared), route).shards.insert(shard.to_owned(), Arc::clone(&status));
+        status
+    }
+
+    /// This worker walks a shard no more.
+    pub fn leaves(&self, route: &str, shard: &str) {
+        entry(&mut lock(&self.shared), route).shards.remove(shard);
+    }
+
+    /// A picture; what has not moved for `stall_after` is a problem.
+    #[must_use]
+    pub fn picture(&self, stall_after: Duration) -> Picture {
+        let shared = lock(&self.shared);
+        let mut problems = Vec::new();
+        let mut routes = BTreeMap::new();
+        for (name, route) in &shared.routes {
+            if route.listed.elapsed() > stall_after {
+                let why = route.trouble.as_deref().unwrap_or("unknown cause");
+                let seconds = route.listed.elapsed().as_secs();
+                problems.push(format!("route {name}: its shards were last listed {seconds} s ago: {why}"));
+            }
+            let shards = route.shards.iter().map(|(shard, status)| {
+                (shard.clone(), status.picture(name, shard, stall_after, &mut problems))
+            });
+            routes.insert(name.clone(), shards.collect());
+        }
+        Picture { ready: shared.ready && !shared.draining, draining: shared.draining, routes, problems }
+    }
+}
+
+impl ShardStatus {
+    /// The lanes, in the order in which the peers were given.
+    #[must_use]
+    pub fn lanes(&self) -> &[Arc<LaneStatus>] {
+        &self.lanes
+    }
+
+    /// A read succeeded.
+    pub fn read(&self) {
+        let mut inner = lock(&self.inner);
+        (inner.read, inner.trouble) = (Instant::now(), None);
+    }
+
+    /// A read failed and will be tried again.
+    pub fn read_failed(&self, failure: &Failure) {
+        lock(&self.inner).trouble = Some(failure.to_string());
+    }
+
+    /// The shard waits for an operator.
+    pub fn stopped(&self, why: &str) {
+        lock(&self.inner).stopped = Some(why.to_owned());
+    }
+
+    /// All progress is checkpointed.
+    pub fn saved(&self) {
+        lock(&self.inner).unsaved = None;
+    }
+
+    /// Progress could not be checkpointed; the first time since it was counts.
+    pub fn unsaved(&self) {
+        lock(&self.inner).unsaved.get_or_insert_with(Instant::now);
+    }
+
+    fn picture(&self, route: &str, shard: &str, stall: Duration, problems: &mut Vec<String>) -> ShardPicture {
+        let inner = lock(&self.inner);
+        if let Some(why) = &inner.stopped {
+            problems.push(format!("route {route}: shard {shard} stopped: {why}"));
+        } else if inner.read.elapsed() > stall {
+            let (seconds, why) =
+                (inner.read.elapsed().as_secs(), inner.trouble.as_deref().unwrap_or("unknown cause"));
+            problems.push(format!("route {route}: shard {shard} was last read {seconds} s ago: {why}"));
+        }
+        let lanes = self.lanes.iter().map(|lane| {
+            let inner = lock(&lane.inner);
+            if inner.pending > 0 && inner.moved.elapsed() > stall {
+                let why = inner.trouble.as_deref().unwrap_or("unknown cause");
+                let seconds = inner.moved.elapsed().as_secs();
+                let peer = &lane.peer;
+                problems.push(format!(
+                    "route {route}: nothing of shard {shard} was applied at {peer} for {seconds} s: {why}"
+                ));
+            }
+            let picture = LanePicture {
+                sequence: inner.sequence.as_ref().map(ToString::to_string),
+                created: inner.created.map(|at| humantime::format_rfc3339_seconds(at).to_string()),
+                pending: inner.pending,
+                running: inner.running,
+                trouble: inner.trouble.clone(),
+            };
+            (lane.peer.clone(), picture)
+        });
+        let lanes = lanes.collect();
+        ShardPicture {
+            read_seconds_ago: inner.read.elapsed().as_secs(),
+            stopped: inner.stopped.clone(),
+            unsaved_seconds: inner.unsaved.map_or(0, |since| since.elapsed().as_secs()),
+            lanes,
+        }
+    }
+}
+
+impl LaneStatus {
+    /// What the lane holds now; `position` when its frontier moved.
+    pub fn show(&self, position: Option<&Position>, pending: usize, running: usize) {
+        let mut inner = lock(&self.inner);
+        if let Some(position) = position {
+            inner.sequence.clone_from(&position.sequence);
+            inner.created = position.created;
+        }
+        if position.is_some() || inner.pending == 0 {
+            inner.moved = Instant::now();
+        }
+        (inner.pending, inner.running) = (pending, running);
+    }
+
+    /// A change went through.
+    pub fn moving(&self) {
+        lock(&self.inner).trouble = None;
+    }
+
+    /// A failure that time or an operator must mend; said at once, and again while it lasts.
+    pub fn stalled(&self, failure: &Failure) {
+        let mut inner = lock(&self.inner);
+        let new = inner.trouble.is_none();
+        inner.trouble = Some(failure.to_string());
+        if new || inner.said.is_none_or(|at| at.elapsed() > SAY_AGAIN) {
+            inner.said = Some(Instant::now());
+            tracing::warn!(
+                peer = self.peer,
+                why = %failure,
+                remedy = failure.class.remedy(),
+                "writes to a peer fail; they are tried again, and nothing is lost while the stream keeps the records"
+            );
+        }
+    }
+}
+
+fn entry<'a>(shared: &'a mut Shared, route: &str) -> &'a mut RouteEntry {
+    shared.routes.entry(route.to_owned()).or_insert_with(|| RouteEntry {
+        listed: Instant::now(),
+        trouble: None,
+        shards: BTreeMap::new(),
+    })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
