@@ -14,6 +14,7 @@ import accounts
 import servers
 import shim
 from accounts import Account, Group, Role, Table
+from config import Pace
 
 NUMBERS = ("111111111111", "222222222222", "333333333333")
 REGION = "us-east-1"
@@ -30,6 +31,7 @@ class Endpoint:
     leaves_out = {}
     # Items of the data that this endpoint takes in good time; None: all.
     items = None
+    pace = Pace()
 
     def __init__(self, found):
         self.source_account, *self.peer_accounts = found
@@ -83,7 +85,9 @@ class Moto(Endpoint):
     """moto's server: accounts by AssumeRole, nothing enforced."""
 
     name = "moto"
-    items = 600
+    items = 200
+    # One thread a connection, and a GetRecords of 1000 records takes it seconds.
+    pace = Pace(lease="15s", request_timeout="5s", in_flight=8)
     leaves_out = {
         EXTERNAL_ID: "moto grants every AssumeRole, whatever the role's trust policy says",
         PERMISSIONS: "moto's server does not evaluate policies",

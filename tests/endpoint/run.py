@@ -39,10 +39,9 @@ def parse(argv):
         help="the shardwalker binary (default: build it with cargo, then target/debug/shardwalker)",
     )
     parser.add_argument(
-        "--items", type=int, metavar="N", help="at most N items of the data (default: all; moto 600)"
+        "--items", type=int, metavar="N", help="at most N items of the data (default: all; moto 200)"
     )
     parser.add_argument("--seed", type=int, help="of the load (default: a new one, printed)")
-    parser.add_argument("--verbose", action="store_true", help="the service's log on stderr, too")
     return parser.parse_args(argv)
 
 

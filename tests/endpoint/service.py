@@ -1,20 +1,13 @@
-"""The service under test: the real binary in a process of its own, with a config file that the suite writes."""
+"""The service under test: the real binary in a process of its own."""
 
 import os
 import signal
-import sys
 import urllib.error
 import urllib.request
 
+import config
 import processes
 from waits import until
-
-ROUTE = "airports"
-PEERS = ("peer-1", "peer-2")
-# Longer than any request, short enough that a restart after a kill does not wait half a minute for the lease.
-LEASE = "6s"
-REQUEST_TIMEOUT = "2s"
-GRACE = 20
 
 
 class Died(AssertionError):
@@ -24,22 +17,18 @@ class Died(AssertionError):
 class Service:
     """One worker: its config, its process (again and again), its log and its admin address."""
 
-    def __init__(
-        self, binary, group, directory, worker="worker", verbose=False, external_ids=None, patience="30s"
-    ):
+    def __init__(self, binary, group, directory, settings):
         self._binary = binary
-        self._verbose = verbose
         self._starts = 0
         self._directory = directory
-        self._worker = worker
+        self._worker = settings.worker
         self._process = None
         self._port = processes.free_port()
         self.log = None
         self._environment = {"PATH": os.environ["PATH"], **_isolated(directory), **group.service_environment}
         self._environment["AWS_REGION"] = group.source.account.region
-        self._config = directory / f"{worker}.toml"
-        ids = external_ids or [role.external_id for role in group.roles]
-        self._config.write_text(config(group, self._port, worker, ids, patience))
+        self._config = directory / f"{self._worker}.toml"
+        self._config.write_text(config.text(group, self._port, settings))
 
     def start(self):
         """Starts the process; its log is a new file for every start."""
@@ -91,14 +80,12 @@ class Service:
         """SIGTERM; returns the exit code, which must come within the grace period."""
         self.check_alive()
         self._process.send_signal(signal.SIGTERM)
-        return self.exit_code(GRACE + 5)
+        return self.exit_code(config.GRACE + 5)
 
     def end(self):
-        """Ends the process if it still runs, and shows its log when asked to."""
+        """Ends the process if it still runs."""
         if self._process is not None:
             processes.end(self._process)
-            if self._verbose:
-                print(self.output(), file=sys.stderr)
 
     def get(self, path):
         """GET of the admin address: (status, body); (None, reason) when nobody answers."""
@@ -147,36 +134,3 @@ def _isolated(directory):
         "AWS_SHARED_CREDENTIALS_FILE": nothing,
         "AWS_EC2_METADATA_DISABLED": "true",
     }
-
-
-def config(group, port, worker, external_ids, patience):
-    """The text of the config file."""
-    region, endpoint = group.source.account.region, group.source.account.endpoint
-    lines = [f'grace = "{GRACE}s"', f'access_patience = "{patience}"', ""]
-    lines += ["[state]", f'table = "{group.state_table}"', f'region = "{region}"', *_endpoint(endpoint)]
-    lines += _member("source", group.source)
-    for name, peer, role, external_id in zip(PEERS, group.peers, group.roles, external_ids):
-        lines += _member(name, peer)
-        lines += ["[member.assume_role]", f'role = "{role.arn}"']
-        if external_id:
-            lines.append(f'external_id = "{external_id}"')
-    to = ", ".join(f'"{name}"' for name in PEERS)
-    lines += ["", "[[route]]", f'name = "{ROUTE}"', 'from = "source"', f"to = [{to}]"]
-    lines += ["", "[write]", f'request_timeout = "{REQUEST_TIMEOUT}"']
-    lines += ["", "[lease]", f'duration = "{LEASE}"', f'worker = "{worker}"']
-    lines += ["", "[admin]", f'listen = "127.0.0.1:{port}"']
-    return "\n".join(lines) + "\n"
-
-
-def _member(name, table):
-    return [
-        "",
-        "[[member]]",
-        f'name = "{name}"',
-        f'table = "{table.arn}"',
-        *_endpoint(table.account.endpoint),
-    ]
-
-
-def _endpoint(url):
-    return [f'endpoint = "{url}"'] if url else []

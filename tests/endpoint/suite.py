@@ -13,6 +13,7 @@ import endpoints
 import load
 import venvs
 from cases import exact_types, external_id, missing_permission, replicate, two_workers
+from config import Settings
 from service import Service
 
 CASES = (replicate, exact_types, external_id, missing_permission, two_workers)
@@ -26,7 +27,6 @@ class Context:
         self.directory = directory
         self.seed = seed
         self._binary = arguments.binary
-        self._verbose = arguments.verbose
         self._items = arguments.items or endpoint.items
         self._services = []
         self._groups = []
@@ -42,8 +42,9 @@ class Context:
         return group
 
     def service(self, group, **options):
-        """A worker on the group, not started yet; ended after the case."""
-        service = Service(self._binary, group, self.directory, verbose=self._verbose, **options)
+        """A worker on the group, not started yet; ended after the case. `options` are of `Settings`."""
+        settings = Settings(self.endpoint.pace, **options)
+        service = Service(self._binary, group, self.directory, settings)
         self._services.append(service)
         return service
 

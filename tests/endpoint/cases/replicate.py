@@ -3,8 +3,9 @@
 import time
 
 import compare
+from config import PEERS
 from load import BATCH
-from service import PEERS, total
+from service import total
 from waits import until
 
 NAME = "replicate"
@@ -60,7 +61,13 @@ def kill_in_the_middle(context, group, load, service):
     """Kills the restarted service between two of many writes, and goes on writing without it."""
     service.wait_ready()
     load.mix(load.total // 4, load.total // 3)
-    service.check_alive()
+
+    def at_work():
+        service.check_alive()
+        read = total(service.metrics(), "shardwalker_records_read_total")
+        return read > 0, read
+
+    until("the restarted service reads", at_work, 60)
     load.change(BATCH)
     service.kill()
     counts = [compare.count(peer) for peer in group.peers]
