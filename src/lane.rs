@@ -204,6 +204,7 @@ impl Lane {
     fn take(&mut self, page: &Arc<Page>) {
         for (index, change) in page.changes.iter().enumerate() {
             if self.done_before.as_ref().is_some_and(|done| change.sequence <= *done) {
+                self.count("skipped", 1);
                 continue;
             }
             let (hlc, disbelieved) = self.fold.step(change.created, change.stamps());

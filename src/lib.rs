@@ -29,3 +29,6 @@ pub mod task;
 pub mod telemetry;
 pub mod version;
 pub mod walker;
+
+#[cfg(feature = "sandbox")]
+pub mod sandbox;

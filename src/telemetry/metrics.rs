@@ -80,7 +80,7 @@ impl Metrics {
             writes: r.counter(
                 "changes_total",
                 &["route", "peer", "outcome"],
-                "Changes by what became of them at a peer: applied, superseded, folded, skipped, dead",
+                "Changes by what became of them at a peer",
             )?,
             peer_requests: r.counter(
                 "peer_requests_total",

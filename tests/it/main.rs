@@ -1,0 +1,6 @@
+//! Integration tests, one binary: a module for each subject.
+
+#[cfg(feature = "sandbox")]
+mod sandbox_support;
+#[cfg(feature = "sandbox")]
+mod sandbox_tables;
