@@ -9,6 +9,10 @@
 )]
 
 #[cfg(feature = "sandbox")]
+mod peer;
+#[cfg(feature = "sandbox")]
+mod preflight;
+#[cfg(feature = "sandbox")]
 mod replicate;
 #[cfg(feature = "sandbox")]
 mod sandbox_access;
