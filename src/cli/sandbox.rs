@@ -3,7 +3,6 @@
 use super::{FOUND, answer, complain};
 use crate::sandbox::setup::{DEFAULT_REGION, Ready, Setup};
 use crate::shutdown;
-use crate::task::Tasks;
 use anyhow::Context;
 use serde_json::json;
 use std::net::SocketAddr;
@@ -51,15 +50,19 @@ pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let listener =
         TcpListener::bind(args.listen).await.with_context(|| format!("cannot listen on {}", args.listen))?;
     let endpoint = format!("http://{}", listener.local_addr()?);
+    let stop = CancellationToken::new();
+    let mut signals = std::pin::pin!(shutdown::on_signals(stop.clone()));
+    // Polled once, it listens: whoever reads the lines below may send a signal at once.
+    let _ = futures::poll!(signals.as_mut());
     if args.json {
         answer(&json!({"endpoint": endpoint, "accounts": ready.accounts}).to_string());
     } else {
         answer(&how_to(&endpoint, &ready));
     }
-    let stop = CancellationToken::new();
-    let mut signals = Tasks::new();
-    signals.spawn(shutdown::on_signals(stop.clone()));
-    sandbox.serve(listener, stop).await?;
+    tokio::select! {
+        served = sandbox.serve(listener, stop) => served?,
+        deaf = signals => deaf?,
+    }
     Ok(ExitCode::SUCCESS)
 }
 
