@@ -4,7 +4,11 @@
 //! 2 failed.
 
 mod check;
+#[cfg(feature = "sandbox")]
+mod demo;
 mod run;
+#[cfg(feature = "sandbox")]
+mod sandbox;
 
 use crate::config::Config;
 use crate::telemetry::logs;
@@ -18,8 +22,10 @@ use std::process::ExitCode;
 #[command(version, about, max_term_width = 100)]
 pub struct Cli {
     /// What to log: a level, or directives such as info,shardwalker=debug
-    #[arg(long, global = true, env = "SHARDWALKER_LOG", default_value = "warn,shardwalker=info")]
-    log: String,
+    ///
+    /// [default: warn,shardwalker=info; error for the demo]
+    #[arg(long, global = true, env = "SHARDWALKER_LOG", value_name = "DIRECTIVES")]
+    log: Option<String>,
     /// The form of the log on stderr
     #[arg(long, global = true, env = "SHARDWALKER_LOG_FORMAT", value_enum, default_value_t)]
     log_format: logs::Format,
@@ -33,6 +39,23 @@ enum Command {
     Run(run::Args),
     /// Check a config, and every permission that it needs
     Check(check::Args),
+    /// Serve the embedded AWS accounts until stopped
+    #[cfg(feature = "sandbox")]
+    Sandbox(sandbox::Args),
+    /// Show the service at work on the embedded sandbox: exits with 0 when all tables agree in the end
+    #[cfg(feature = "sandbox")]
+    Demo(demo::Args),
+}
+
+impl Command {
+    /// What is logged when nothing is said about it. The demo shows its progress in other ways.
+    const fn default_log(&self) -> &'static str {
+        match self {
+            #[cfg(feature = "sandbox")]
+            Self::Demo(_) => "error",
+            _ => "warn,shardwalker=info",
+        }
+    }
 }
 
 /// The config file of a command.
@@ -62,7 +85,8 @@ const FAILED: u8 = 2;
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    if let Err(problem) = logs::start(cli.log_format, &cli.log) {
+    if let Err(problem) = logs::start(cli.log_format, cli.log.as_deref().unwrap_or(cli.command.default_log()))
+    {
         complain(&problem);
         return ExitCode::from(FAILED);
     }
@@ -77,6 +101,10 @@ pub fn main() -> ExitCode {
         match cli.command {
             Command::Run(args) => run::run(args).await,
             Command::Check(args) => check::run(args).await,
+            #[cfg(feature = "sandbox")]
+            Command::Sandbox(args) => sandbox::run(args).await,
+            #[cfg(feature = "sandbox")]
+            Command::Demo(args) => demo::run(args).await,
         }
     });
     // What is left are blocking calls of nobody's concern.
