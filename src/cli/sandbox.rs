@@ -51,14 +51,15 @@ pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let listener =
         TcpListener::bind(args.listen).await.with_context(|| format!("cannot listen on {}", args.listen))?;
     let endpoint = format!("http://{}", listener.local_addr()?);
+    // Before the answer, which tells that the sandbox may be used, and so stopped.
+    let stop = CancellationToken::new();
+    let mut signals = Tasks::new();
+    signals.spawn(shutdown::on_signals(stop.clone())?);
     if args.json {
         answer(&json!({"endpoint": endpoint, "accounts": ready.accounts}).to_string());
     } else {
         answer(&how_to(&endpoint, &ready));
     }
-    let stop = CancellationToken::new();
-    let mut signals = Tasks::new();
-    signals.spawn(shutdown::on_signals(stop.clone()));
     sandbox.serve(listener, stop).await?;
     Ok(ExitCode::SUCCESS)
 }
