@@ -5,21 +5,24 @@ use tokio_util::sync::CancellationToken;
 /// The exit code of a process that a second signal ended.
 pub const AT_ONCE: i32 = 130;
 
-/// Cancels `drain` at the first SIGTERM or SIGINT, and exits at the second. Runs until then.
+/// Takes SIGTERM and SIGINT from now on. The future cancels `drain` at the first one, and exits at the second;
+/// it runs until then.
 ///
 /// # Errors
 /// When the process cannot listen for signals.
-pub async fn on_signals(drain: CancellationToken) -> std::io::Result<()> {
+pub fn on_signals(drain: CancellationToken) -> std::io::Result<impl Future<Output = ()> + Send> {
     let mut signals = Signals::new()?;
-    let name = signals.next().await;
-    tracing::info!(signal = name, "draining; a second signal stops at once");
-    drain.cancel();
-    let name = signals.next().await;
-    tracing::warn!(
-        signal = name,
-        "stopping at once; what was not checkpointed is read again at the next start"
-    );
-    std::process::exit(AT_ONCE);
+    Ok(async move {
+        let name = signals.next().await;
+        tracing::info!(signal = name, "draining; a second signal stops at once");
+        drain.cancel();
+        let name = signals.next().await;
+        tracing::warn!(
+            signal = name,
+            "stopping at once; what was not checkpointed is read again at the next start"
+        );
+        std::process::exit(AT_ONCE);
+    })
 }
 
 #[cfg(unix)]

@@ -38,7 +38,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let seed = args.seed.unwrap_or_else(|| u64::from(rand::random::<u32>()));
     let stop = CancellationToken::new();
     let mut signals = Tasks::new();
-    signals.spawn(shutdown::on_signals(stop.clone()));
+    signals.spawn(shutdown::on_signals(stop.clone())?);
     complain(&format!(
         "Three tables in three AWS accounts of the embedded sandbox, the replicator in a fourth. Seed {seed}."
     ));

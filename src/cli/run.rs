@@ -35,7 +35,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     config.admin.listen = args.listen.or(config.admin.listen);
     let drain = CancellationToken::new();
     let mut signals = Tasks::new();
-    signals.spawn(shutdown::on_signals(drain.clone()));
+    signals.spawn(shutdown::on_signals(drain.clone())?);
     let options = Options {
         base: Base::default(),
         create_state_table: args.create_state_table,

@@ -3,6 +3,7 @@
 use super::{FOUND, answer, complain};
 use crate::sandbox::setup::{DEFAULT_REGION, Ready, Setup};
 use crate::shutdown;
+use crate::task::Tasks;
 use anyhow::Context;
 use serde_json::json;
 use std::net::SocketAddr;
@@ -50,19 +51,16 @@ pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let listener =
         TcpListener::bind(args.listen).await.with_context(|| format!("cannot listen on {}", args.listen))?;
     let endpoint = format!("http://{}", listener.local_addr()?);
+    // Before the answer, which tells that the sandbox may be used, and so stopped.
     let stop = CancellationToken::new();
-    let mut signals = std::pin::pin!(shutdown::on_signals(stop.clone()));
-    // Polled once, it listens: whoever reads the lines below may send a signal at once.
-    let _ = futures::poll!(signals.as_mut());
+    let mut signals = Tasks::new();
+    signals.spawn(shutdown::on_signals(stop.clone())?);
     if args.json {
         answer(&json!({"endpoint": endpoint, "accounts": ready.accounts}).to_string());
     } else {
         answer(&how_to(&endpoint, &ready));
     }
-    tokio::select! {
-        served = sandbox.serve(listener, stop) => served?,
-        deaf = signals => deaf?,
-    }
+    sandbox.serve(listener, stop).await?;
     Ok(ExitCode::SUCCESS)
 }
 

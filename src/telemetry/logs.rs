@@ -1,5 +1,6 @@
 //! Logs: one line an event on stderr, for people or as JSON. Item values never go in.
 
+use std::io::IsTerminal as _;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt;
 use tracing_subscriber::layer::SubscriberExt as _;
@@ -25,7 +26,8 @@ pub fn start(format: Format, filter: &str) -> Result<(), String> {
     let registry = tracing_subscriber::registry().with(filter);
     let started = match format {
         Format::Human => {
-            registry.with(fmt::layer().with_writer(std::io::stderr).with_target(false)).try_init()
+            let layer = fmt::layer().with_writer(std::io::stderr).with_ansi(colours()).with_target(false);
+            registry.with(layer).try_init()
         }
         Format::Json => registry
             .with(fmt::layer().json().flatten_event(true).with_writer(std::io::stderr).with_target(false))
@@ -34,4 +36,9 @@ pub fn start(format: Format, filter: &str) -> Result<(), String> {
     // Somebody else has started logging: only in tests.
     drop(started);
     Ok(())
+}
+
+/// Whether the log is read on a terminal whose user did not ask for no colours (<https://no-color.org>).
+fn colours() -> bool {
+    std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }

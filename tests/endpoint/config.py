@@ -4,6 +4,7 @@ import dataclasses
 
 PEERS = ("peer-1", "peer-2")
 GRACE = 20
+STALL_AFTER = 10  # the least that the service takes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +47,7 @@ def text(group, port, settings):
     pace = settings.pace
     lines += ["", "[write]", f'request_timeout = "{pace.request_timeout}"', f"in_flight = {pace.in_flight}"]
     lines += ["", "[lease]", f'duration = "{pace.lease}"', f'worker = "{settings.worker}"']
-    lines += ["", "[admin]", f'listen = "127.0.0.1:{port}"']
+    lines += ["", "[admin]", f'listen = "127.0.0.1:{port}"', f'stall_after = "{STALL_AFTER}s"']
     return "\n".join(lines) + "\n"
 
 

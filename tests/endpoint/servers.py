@@ -1,6 +1,9 @@
 """Endpoints that the suite starts itself: on loopback only, on a free port, waited for with a limit."""
 
+import dataclasses
 import os
+import signal
+import subprocess
 import urllib.error
 import urllib.request
 
@@ -11,8 +14,24 @@ from waits import until
 START_LIMIT = 60
 
 
+@dataclasses.dataclass(frozen=True)
+class Server:
+    """A server of the suite's own; it ends with the suite."""
+
+    url: str
+    process: subprocess.Popen
+
+    def pause(self):
+        """SIGSTOP: connections are taken, answers don't come."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self):
+        """SIGCONT: what was sent meanwhile is answered late."""
+        self.process.send_signal(signal.SIGCONT)
+
+
 def ministack(directory):
-    """Starts ministack with its access checks on; returns its URL."""
+    """Starts ministack with its access checks on; returns it."""
     port = processes.free_port()
     environment = {
         "PATH": os.environ["PATH"],
@@ -28,7 +47,7 @@ def ministack(directory):
 
 
 def moto(directory):
-    """Starts moto's server; returns its URL."""
+    """Starts moto's server; returns it."""
     port = processes.free_port()
     environment = {"PATH": os.environ["PATH"], "TMPDIR": str(directory)}
     program = venvs.ensure("moto").with_name("moto_server")
@@ -51,4 +70,4 @@ def _started(name, command, environment, directory, port, ready_path):
             return False, error
 
     until(f"{name} answers", ready, START_LIMIT)
-    return url
+    return Server(url, process)

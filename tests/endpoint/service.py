@@ -19,12 +19,11 @@ class Service:
 
     def __init__(self, binary, group, directory, settings):
         self._binary = binary
-        self._starts = 0
         self._directory = directory
         self._worker = settings.worker
         self._process = None
         self._port = processes.free_port()
-        self.log = None
+        self.logs = []
         self._environment = {"PATH": os.environ["PATH"], **_isolated(directory), **group.service_environment}
         self._environment["AWS_REGION"] = group.source.account.region
         self._config = directory / f"{self._worker}.toml"
@@ -32,11 +31,15 @@ class Service:
 
     def start(self):
         """Starts the process; its log is a new file for every start."""
-        self._starts += 1
-        self.log = self._directory / f"{self._worker}-{self._starts}.log"
+        self.logs.append(self._directory / f"{self._worker}-{len(self.logs) + 1}.log")
         command = [self._binary, "run", "-c", self._config, "--create-state-table"]
         with open(self.log, "wb") as log:
             self._process = processes.start(command, log, self._environment)
+
+    @property
+    def log(self):
+        """The log of the last start."""
+        return self.logs[-1]
 
     def output(self):
         """What the process has printed since its last start."""

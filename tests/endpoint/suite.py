@@ -12,11 +12,11 @@ import traceback
 import endpoints
 import load
 import venvs
-from cases import exact_types, external_id, missing_permission, replicate, two_workers
+from cases import exact_types, external_id, missing_permission, outage, replicate, too_large, two_workers
 from config import Settings
 from service import Service
 
-CASES = (replicate, exact_types, external_id, missing_permission, two_workers)
+CASES = (replicate, exact_types, too_large, external_id, missing_permission, two_workers, outage)
 
 
 class Context:
@@ -78,7 +78,7 @@ def run(arguments):
     endpoint = endpoints.KINDS[arguments.endpoint](directory)
     passed, failed = 0, 0
     for case in cases:
-        reason = next((endpoint.leaves_out[need] for need in case.NEEDS if need in endpoint.leaves_out), None)
+        reason = endpoint.left_out(case.NEEDS)
         if reason:
             print(f"LEFT OUT {case.NAME}: {reason}", flush=True)
         elif _passes(case, arguments, endpoint, directory, seed):

@@ -13,6 +13,7 @@ NEEDS = ()
 
 CATCH_UP_LIMIT = 240
 OK = 200
+SHORT = 9
 
 
 def run(context):
@@ -125,3 +126,15 @@ def stop(context, group, service, held):
     assert service.terminate() == 0, f"exit code after the second SIGTERM; see {service.log}"
     for peer, before in zip(group.peers, held):
         assert compare.read(peer) == before, f"{peer.arn} changed though nothing was written"
+    tell_nothing(context, group, service)
+
+
+def tell_nothing(context, group, service):
+    """The logs hold no secret, no values of items, and no colours, as they go to files."""
+    logs = "".join(log.read_text() for log in service.logs)
+    secrets = [value for name, value in group.service_environment.items() if "SECRET" in name]
+    names = [item["name"]["S"] for item in compare.read(group.source).values()]
+    names = [name for name in names if len(name) > SHORT]  # short ones may be words of the log
+    for forbidden in (*secrets, *(role.external_id or "" for role in group.roles), *names, "\x1b"):
+        assert not forbidden or forbidden not in logs, f"the logs hold {forbidden!r}"
+    context.say(f"{len(logs.splitlines())} log lines in {len(service.logs)} lives, without secrets or values")
