@@ -16,7 +16,7 @@ use crate::dead_letters::{self, DeadLetters, Reason};
 use crate::failure::{Action, Class, Failure};
 use crate::item::Digest;
 use crate::peer::{Outcome, Peer, StepError};
-use crate::retry::{self, Jitter, Pauses, Policy};
+use crate::retry::{Jitter, Pauses, Policy};
 use crate::telemetry::board::LaneStatus;
 use crate::telemetry::metrics::Metrics;
 use crate::version::{Fold, Hlc, Version};
@@ -89,6 +89,9 @@ pub struct LaneParts {
 /// Changes that a lane holds before it takes another page: some pages' worth, so that a slow key does not hold
 /// up the others at once.
 const WINDOW: usize = 2000;
+
+/// Once a peer that was down takes writes again, those that wait come back within about this.
+const SPREAD: Duration = Duration::from_secs(1);
 
 /// Applies one shard's changes to one peer.
 pub struct Lane {
@@ -315,17 +318,6 @@ impl Lane {
     }
 }
 
-/// Waits before another try; `false` when the fence fell.
-async fn wait(pauses: &mut Pauses, failure: &Failure, fence: &CancellationToken) -> bool {
-    let action = match failure.class.action() {
-        // Nobody above could do better than to try again.
-        Action::GiveBack => Action::RetrySlowly,
-        action => action,
-    };
-    let pause = pauses.next(action).unwrap_or(Policy::FOREVER.slow);
-    retry::pause(pause, fence).await
-}
-
 /// What became of one try.
 enum Tried {
     Done(Outcome),
@@ -390,6 +382,7 @@ impl LaneParts {
             self.count_done(&work.items[..kept], outcome);
         }
         self.status.moving();
+        self.peer.got_through();
         Some(!refused.is_empty())
     }
 
@@ -477,7 +470,19 @@ impl LaneParts {
         if failure.class.action() != Action::RetrySoon {
             self.status.stalled(failure);
         }
-        wait(pauses, failure, &self.fence).await
+        let action = match failure.class.action() {
+            // Nobody above could do better than to try again.
+            Action::GiveBack => Action::RetrySlowly,
+            action => action,
+        };
+        let pause = pauses.next(action).unwrap_or(Policy::FOREVER.slow);
+        let spread = self.jitter.around(SPREAD);
+        tokio::select! {
+            biased;
+            () = self.fence.cancelled() => false,
+            () = tokio::time::sleep(pause), if action == Action::RetrySoon => true,
+            () = self.peer.slowly(pause, spread), if action == Action::RetrySlowly => true,
+        }
     }
 
     fn count_done(&self, items: &[WorkItem], outcome: Outcome) {

@@ -20,6 +20,8 @@ pub mod peer;
 pub mod replicator;
 pub mod retry;
 pub mod route;
+#[cfg(feature = "sandbox")]
+pub mod sandbox;
 pub mod service;
 pub mod shutdown;
 pub mod starts;
@@ -32,5 +34,3 @@ pub mod walker;
 
 #[cfg(feature = "sandbox")]
 pub mod demo;
-#[cfg(feature = "sandbox")]
-pub mod sandbox;

@@ -22,6 +22,7 @@ use aws_smithy_runtime_api::client::result::SdkError;
 use prometheus::IntCounter;
 use std::collections::HashMap;
 use std::time::Duration;
+use tokio::sync::{Mutex, Notify};
 
 /// What became of a step at a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +69,9 @@ pub struct Peer {
     clock: Clock,
     ledger: Ledger,
     limit: Adaptive,
+    /// Whoever holds it tries for everybody, while the peer cannot be written to.
+    probe: Mutex<()>,
+    recovered: Notify,
     requests: IntCounter,
 }
 
@@ -112,7 +116,21 @@ impl Peer {
         let PeerParts { name, client, table, partition_key, stamp, max_drift, clock, ledger, requests } =
             parts;
         let limit = Adaptive::new();
-        Self { name, client, table, partition_key, stamp, max_drift, clock, ledger, limit, requests }
+        let (probe, recovered) = (Mutex::new(()), Notify::new());
+        Self {
+            name,
+            client,
+            table,
+            partition_key,
+            stamp,
+            max_drift,
+            clock,
+            ledger,
+            limit,
+            probe,
+            recovered,
+            requests,
+        }
     }
 
     /// The member's name.
@@ -125,6 +143,25 @@ impl Peer {
     #[must_use]
     pub fn limit(&self) -> &Adaptive {
         &self.limit
+    }
+
+    /// Waits after a failure that only time or an operator mends. One waiter at a time, the probe, waits for
+    /// `pause`; the others wait until something got through, and then for `spread`: a peer that is down is asked by
+    /// one and not by all, and a key that alone is refused does not retry at the pace of the others.
+    pub async fn slowly(&self, pause: Duration, spread: Duration) {
+        let probe = async {
+            let _probe = self.probe.lock().await;
+            tokio::time::sleep(pause).await;
+        };
+        tokio::select! {
+            () = self.recovered.notified() => tokio::time::sleep(spread).await,
+            () = probe => {}
+        }
+    }
+
+    /// A step got through: whoever waits may try again.
+    pub fn got_through(&self) {
+        self.recovered.notify_waiters();
     }
 
     /// Raises the tombstone of a key, which must happen before its item is deleted here.

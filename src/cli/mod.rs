@@ -7,6 +7,8 @@ mod check;
 #[cfg(feature = "sandbox")]
 mod demo;
 mod run;
+#[cfg(feature = "sandbox")]
+mod sandbox;
 
 use crate::config::Config;
 use crate::telemetry::logs;
@@ -37,6 +39,9 @@ enum Command {
     Run(run::Args),
     /// Check a config, and every permission that it needs
     Check(check::Args),
+    /// Serve the embedded AWS accounts until stopped
+    #[cfg(feature = "sandbox")]
+    Sandbox(sandbox::Args),
     /// Show the service at work on the embedded sandbox: exits with 0 when all tables agree in the end
     #[cfg(feature = "sandbox")]
     Demo(demo::Args),
@@ -96,6 +101,8 @@ pub fn main() -> ExitCode {
         match cli.command {
             Command::Run(args) => run::run(args).await,
             Command::Check(args) => check::run(args).await,
+            #[cfg(feature = "sandbox")]
+            Command::Sandbox(args) => sandbox::run(args).await,
             #[cfg(feature = "sandbox")]
             Command::Demo(args) => demo::run(args).await,
         }

@@ -27,6 +27,7 @@ pub mod faults;
 pub mod gateway;
 pub mod iam;
 pub mod random;
+pub mod setup;
 pub mod streams;
 pub mod tables;
 pub mod time;
@@ -292,6 +293,10 @@ impl Sandbox {
             .credentials_provider(SharedCredentialsProvider::new(keys))
             .retry_config(aws_config::retry::RetryConfig::disabled())
             .timeout_config(aws_config::timeout::TimeoutConfig::disabled())
+            // It would take a delay in virtual time for a stalled connection.
+            .stalled_stream_protection(
+                aws_config::stalled_stream_protection::StalledStreamProtectionConfig::disabled(),
+            )
             .time_source(self.clock().clone())
             .http_client(self.http_client_from(source))
             .build()

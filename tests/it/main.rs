@@ -1,5 +1,23 @@
 //! Integration tests, one binary: a module for each subject.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a test fails by panicking and says so"
+)]
+
+#[cfg(feature = "sandbox")]
+mod replicate;
+#[cfg(feature = "sandbox")]
+mod sandbox_access;
+#[cfg(feature = "sandbox")]
+mod sandbox_clients;
+#[cfg(feature = "sandbox")]
+mod sandbox_faults;
+#[cfg(feature = "sandbox")]
+mod sandbox_streams;
 #[cfg(feature = "sandbox")]
 mod demo;
 #[cfg(feature = "sandbox")]
@@ -8,3 +26,5 @@ mod readme;
 mod sandbox_support;
 #[cfg(feature = "sandbox")]
 mod sandbox_tables;
+#[cfg(feature = "sandbox")]
+mod world;

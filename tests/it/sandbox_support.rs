@@ -7,25 +7,25 @@ use shardwalker::sandbox::iam::Credentials;
 use shardwalker::sandbox::{Options, Sandbox};
 use std::time::{Duration, UNIX_EPOCH};
 
-pub const REGION: &str = "eu-west-1";
-pub const A: &str = "111111111111";
-pub const B: &str = "222222222222";
-pub const C: &str = "333333333333";
+pub(crate) const REGION: &str = "eu-west-1";
+pub(crate) const A: &str = "111111111111";
+pub(crate) const B: &str = "222222222222";
+pub(crate) const C: &str = "333333333333";
 
 /// The clients of one caller.
 #[derive(Clone)]
-pub struct Client {
-    pub db: aws_sdk_dynamodb::Client,
-    pub streams: aws_sdk_dynamodbstreams::Client,
-    pub sts: aws_sdk_sts::Client,
+pub(crate) struct Client {
+    pub(crate) db: aws_sdk_dynamodb::Client,
+    pub(crate) streams: aws_sdk_dynamodbstreams::Client,
+    pub(crate) sts: aws_sdk_sts::Client,
 }
 
 impl Client {
-    pub fn new(sandbox: &Sandbox, keys: &Credentials) -> Self {
+    pub(crate) fn new(sandbox: &Sandbox, keys: &Credentials) -> Self {
         Self::from(sandbox, keys, Source::default())
     }
 
-    pub fn from(sandbox: &Sandbox, keys: &Credentials, source: Source) -> Self {
+    pub(crate) fn from(sandbox: &Sandbox, keys: &Credentials, source: Source) -> Self {
         let config = sandbox.sdk_config_from(keys, REGION, source);
         Self {
             db: aws_sdk_dynamodb::Client::new(&config),
@@ -34,29 +34,29 @@ impl Client {
         }
     }
 
-    pub fn admin(sandbox: &Sandbox, account: &str) -> Self {
+    pub(crate) fn admin(sandbox: &Sandbox, account: &str) -> Self {
         Self::new(sandbox, &sandbox.admin(account, "admin").unwrap())
     }
 
     /// Puts an item with this id and one more attribute.
-    pub async fn put(&self, table: &str, id: &str, value: &str) {
+    pub(crate) async fn put(&self, table: &str, id: &str, value: &str) {
         self.db.put_item().table_name(table).item("id", s(id)).item("value", s(value)).send().await.unwrap();
     }
 
     /// Deletes an item.
-    pub async fn delete(&self, table: &str, id: &str) {
+    pub(crate) async fn delete(&self, table: &str, id: &str) {
         self.db.delete_item().table_name(table).key("id", s(id)).send().await.unwrap();
     }
 
     /// A shard's iterator from its oldest record.
-    pub async fn oldest(&self, stream: &str, shard: &str) -> String {
+    pub(crate) async fn oldest(&self, stream: &str, shard: &str) -> String {
         let request = self.streams.get_shard_iterator().stream_arn(stream).shard_id(shard);
         let answer = request.shard_iterator_type(ShardIteratorType::TrimHorizon).send().await.unwrap();
         answer.shard_iterator.unwrap()
     }
 
     /// All records of a shard, and whether it ended.
-    pub async fn shard_records(&self, stream: &str, shard: &str) -> (Vec<Record>, bool) {
+    pub(crate) async fn shard_records(&self, stream: &str, shard: &str) -> (Vec<Record>, bool) {
         let mut iterator = Some(self.oldest(stream, shard).await);
         let mut records = Vec::new();
         // An open shard never ends: two pages without a record are its end for now.
@@ -72,7 +72,7 @@ impl Client {
     }
 
     /// The records of all shards, by shard id.
-    pub async fn all_records(&self, sandbox: &Sandbox, table_arn: &str) -> Vec<Record> {
+    pub(crate) async fn all_records(&self, sandbox: &Sandbox, table_arn: &str) -> Vec<Record> {
         let stream = sandbox.stream_arn(table_arn).unwrap().unwrap();
         let mut records = Vec::new();
         for shard in sandbox.shards(table_arn).unwrap() {
@@ -83,12 +83,12 @@ impl Client {
 }
 
 /// A sandbox with seed 0 whose clock starts at a fixed time.
-pub fn sandbox() -> Sandbox {
+pub(crate) fn sandbox() -> Sandbox {
     with(|_| {})
 }
 
 /// The same with other options.
-pub fn with(change: impl FnOnce(&mut Options)) -> Sandbox {
+pub(crate) fn with(change: impl FnOnce(&mut Options)) -> Sandbox {
     let start = Some(UNIX_EPOCH + Duration::from_secs(1_767_225_600));
     let mut options = Options { start, ..Options::default() };
     change(&mut options);
@@ -96,20 +96,20 @@ pub fn with(change: impl FnOnce(&mut Options)) -> Sandbox {
 }
 
 /// A table `orders` of account A with a stream, and its ARN.
-pub fn orders(sandbox: &Sandbox) -> String {
+pub(crate) fn orders(sandbox: &Sandbox) -> String {
     sandbox.create_table(A, REGION, "orders", &["id"], Some("NEW_AND_OLD_IMAGES")).unwrap()
 }
 
-pub fn s(text: &str) -> AttributeValue {
+pub(crate) fn s(text: &str) -> AttributeValue {
     AttributeValue::S(text.into())
 }
 
-pub fn n(number: &str) -> AttributeValue {
+pub(crate) fn n(number: &str) -> AttributeValue {
     AttributeValue::N(number.into())
 }
 
 /// The code and message of a failed call.
-pub fn failure<E, R>(error: aws_smithy_runtime_api::client::result::SdkError<E, R>) -> (String, String)
+pub(crate) fn failure<E, R>(error: aws_smithy_runtime_api::client::result::SdkError<E, R>) -> (String, String)
 where
     E: aws_sdk_dynamodb::error::ProvideErrorMetadata + std::error::Error + Send + Sync + 'static,
     R: std::fmt::Debug + Send + Sync + 'static,

@@ -70,7 +70,7 @@ enum Protocol {
 }
 
 /// The operations of DynamoDB that are served.
-const DYNAMODB: [&str; 26] = [
+const DYNAMODB: [&str; 23] = [
     "BatchGetItem",
     "BatchWriteItem",
     "CreateTable",
@@ -94,9 +94,6 @@ const DYNAMODB: [&str; 26] = [
     "UpdateItem",
     "UpdateTable",
     "UpdateTimeToLive",
-    "DescribeEndpoints",
-    "DescribeLimits",
-    "DescribeContinuousBackups",
 ];
 
 /// The operations of DynamoDB Streams.
@@ -158,10 +155,10 @@ impl Sandbox {
             Err(error) => return Ok(Err(error)),
         };
         let effect = self.strike(caller, &resolved);
-        self.under(effect, auth, &resolved.operation, &resolved.account, || {
-            self.dynamodb(caller, source, &resolved, effect)
-        })
-        .await
+        let (operation, account) = (resolved.operation.clone(), resolved.account.clone());
+        let about = resolved.accesses.first().map(|access| access.resource.clone()).unwrap_or_default();
+        let what = What { operation: &operation, account: &account, resource: &about };
+        self.under(effect, auth, &what, || self.dynamodb(caller, source, resolved, effect)).await
     }
 
     /// Does something under a fault, and counts it.
@@ -169,8 +166,7 @@ impl Sandbox {
         &self,
         effect: Option<Effect>,
         auth: &Authorization,
-        operation: &str,
-        account: &str,
+        what: &What<'_>,
         act: impl FnOnce() -> ApiResult<T>,
     ) -> Result<ApiResult<T>, Dropped> {
         match effect {
@@ -181,11 +177,11 @@ impl Sandbox {
             }
             _ => {}
         }
-        let outcome = match effect.and_then(|effect| refusal(effect, operation)) {
+        let outcome = match effect.and_then(|effect| refusal(effect, what)) {
             Some(error) => Err(error),
             None => act(),
         };
-        self.count(operation, account, outcome.is_err());
+        self.count(what.operation, what.account, outcome.is_err());
         match effect {
             Some(Effect::DropAnswer) => Err(Dropped::Answer),
             Some(Effect::InternalErrorAfter) => Ok(Err(ApiError::internal("Internal server error"))),
@@ -219,20 +215,21 @@ impl Sandbox {
         &self,
         caller: &Caller,
         source: &Source,
-        resolved: &Resolved,
+        mut resolved: Resolved,
         effect: Option<Effect>,
     ) -> ApiResult<Vec<u8>> {
         let Some(region) = self.region(&resolved.account, &resolved.region) else {
-            return Err(authorize::no_such_account(caller, resolved));
+            return Err(authorize::no_such_account(caller, &resolved));
         };
         let mut region = region.lock().unwrap_or_else(PoisonError::into_inner);
-        authorize::authorize(caller, source, resolved, &region)?;
+        authorize::authorize(caller, source, &resolved, &region)?;
         if let (Some(Effect::TrimShard), Some(token)) = (effect, resolved.body["ShardIterator"].as_str())
             && let Some(iterator) = ShardIterator::decode(token)
         {
             region.trim_at(&iterator);
         }
-        resolved.restore_names(perform(&mut region, resolved)?)
+        let answer = perform(&mut region, &mut resolved)?;
+        resolved.restore_names(answer)
     }
 
     /// Performs an operation as the account's root user, without a request: for tests and for the configuration.
@@ -243,7 +240,7 @@ impl Sandbox {
         if !DYNAMODB.contains(&operation) && !STREAMS.contains(&operation) {
             return Err(ApiError::new("UnknownOperationException", operation));
         }
-        let resolved = Resolved::new(operation, body, account, region)?;
+        let mut resolved = Resolved::new(operation, body, account, region)?;
         if resolved.account != account {
             return Err(ApiError::validation(format!("{account} does not own the resource")));
         }
@@ -251,56 +248,67 @@ impl Sandbox {
             .region(account, region)
             .ok_or_else(|| ApiError::validation(format!("there is no account {account}")))?;
         let mut region = region.lock().unwrap_or_else(PoisonError::into_inner);
-        let answer = resolved.restore_names(perform(&mut region, &resolved)?)?;
+        let answer = perform(&mut region, &mut resolved)?;
+        let answer = resolved.restore_names(answer)?;
         serde_json::from_slice(&answer).map_err(|error| ApiError::internal(error.to_string()))
     }
 }
 
-fn perform(region: &mut Region, resolved: &Resolved) -> ApiResult<Vec<u8>> {
-    let (operation, body) = (resolved.operation.as_str(), &resolved.body);
+fn perform(region: &mut Region, resolved: &mut Resolved) -> ApiResult<Vec<u8>> {
+    let body = resolved.take_body();
+    let operation = resolved.operation.as_str();
     let json = |answer: ApiResult<Value>| answer.map(|value| value.to_string().into_bytes());
     let guarded = resolved.accesses.first().and_then(|access| access.guarded_by.as_ref());
     match (operation, guarded) {
-        ("ListStreams", _) => json(region.list_streams(body)),
-        ("DescribeStream", _) => json(region.describe_stream(body)),
-        ("GetShardIterator", _) => json(region.get_shard_iterator(body)),
-        ("GetRecords", _) => region.get_records(body),
-        ("PutResourcePolicy", Some(arn)) => json(region.put_resource_policy(arn, body)),
+        ("ListStreams", _) => json(region.list_streams(&body)),
+        ("DescribeStream", _) => json(region.describe_stream(&body)),
+        ("GetShardIterator", _) => json(region.get_shard_iterator(&body)),
+        ("GetRecords", _) => region.get_records(&body),
+        ("PutResourcePolicy", Some(arn)) => json(region.put_resource_policy(arn, &body)),
         ("GetResourcePolicy", Some(arn)) => json(region.get_resource_policy(arn)),
-        ("DeleteResourcePolicy", Some(arn)) => json(region.delete_resource_policy(arn, body)),
-        _ => region
-            .item_operation(operation, body.clone())
-            .or_else(|| region.table_operation(operation, body.clone()))
-            .unwrap_or_else(|| Err(ApiError::new("UnknownOperationException", ""))),
+        ("DeleteResourcePolicy", Some(arn)) => json(region.delete_resource_policy(arn, &body)),
+        _ if Region::is_item_operation(operation) => region.item_operation(operation, body),
+        _ => region.table_operation(operation, body),
     }
 }
 
+/// What a request is about, for faults and figures.
+pub(super) struct What<'a> {
+    pub(super) operation: &'a str,
+    pub(super) account: &'a str,
+    pub(super) resource: &'a str,
+}
+
 /// The error that a fault puts in place of an operation.
-fn refusal(effect: Effect, operation: &str) -> Option<ApiError> {
-    let because = |scope: &str| json!([{"reason": scope, "resource": "sandbox"}]);
+fn refusal(effect: Effect, what: &What<'_>) -> Option<ApiError> {
+    let because = |reason: &str| json!([{"reason": reason, "resource": what.resource}]);
     Some(match effect {
         Effect::ProvisionedThroughputExceeded => ApiError::new(
             "ProvisionedThroughputExceededException",
             "The level of configured provisioned throughput for the table was exceeded. Consider increasing \
              your provisioning level with the UpdateTable API.",
         )
-        .with("throttlingReasons", because("TableWriteProvisionedThroughputExceeded")),
+        .with("ThrottlingReasons", because("TableWriteProvisionedThroughputExceeded")),
         Effect::Throttle => {
             ApiError::new("ThrottlingException", "Throughput exceeds the current capacity of your table.")
-                .with("throttlingReasons", because("TableWriteKeyRangeThroughputExceeded"))
+                .with("ThrottlingReasons", because("TableWriteKeyRangeThroughputExceeded"))
         }
         Effect::RequestLimitExceeded => ApiError::new(
             "RequestLimitExceeded",
             "Throughput exceeds the current throughput limit for your account.",
         )
-        .with("throttlingReasons", because("TableWriteAccountLimitExceeded")),
+        .with("ThrottlingReasons", because("TableWriteAccountLimitExceeded")),
         Effect::InternalError => ApiError::internal("Internal server error"),
         Effect::Unavailable => {
             ApiError::new("ServiceUnavailable", "The service is currently unavailable.").with_status(503)
         }
         Effect::Deny => ApiError::new(
             "AccessDeniedException",
-            format!("The sandbox denies {operation} with an explicit deny in a service control policy"),
+            format!(
+                "The caller is not authorized to perform: {} on resource: {} with an explicit deny in a service \
+                 control policy",
+                what.operation, what.resource
+            ),
         ),
         Effect::TransactionConflict => {
             ApiError::new("TransactionConflictException", "Transaction is ongoing for the item")

@@ -1,6 +1,6 @@
 //! The Query protocol, in which IAM and STS are asked: form in, XML out.
 
-use super::{Dropped, Source};
+use super::{Dropped, Source, What};
 use crate::sandbox::Sandbox;
 use crate::sandbox::error::ApiResult;
 use crate::sandbox::faults::Target;
@@ -30,7 +30,9 @@ impl Sandbox {
             caller_account: own,
         };
         let effect = self.faults().strike(&target, |_| false);
-        self.under(effect, auth, &operation, &account, || {
+        let resource = params.get("RoleArn").cloned().unwrap_or_else(|| account.clone());
+        let what = What { operation: &operation, account: &account, resource: &resource };
+        self.under(effect, auth, &what, || {
             let now_ms = self.clock().now_ms();
             let call = Call { caller, source, params: &params, now_ms, chance: self.chance() };
             let delay_ms = self.faults().weather().policy_delay_ms;

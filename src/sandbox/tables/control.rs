@@ -12,13 +12,9 @@ use dynoxide::actions::describe_table::DescribeTableRequest;
 use serde_json::{Value, json};
 
 impl Region {
-    /// A table operation by name, its table name already plain; `None` when it is none of them.
-    pub(in crate::sandbox) fn table_operation(
-        &mut self,
-        operation: &str,
-        body: Value,
-    ) -> Option<ApiResult<Vec<u8>>> {
-        Some(match operation {
+    /// A table operation by name, its table name already plain.
+    pub(in crate::sandbox) fn table_operation(&mut self, operation: &str, body: Value) -> ApiResult<Vec<u8>> {
+        match operation {
             "CreateTable" => self.create_table(body),
             "DeleteTable" => self.delete_table(body),
             "UpdateTable" => self.update_table(body),
@@ -33,8 +29,8 @@ impl Region {
             "ListTagsOfResource" => {
                 self.pass(operation, body, |db, request| db.list_tags_of_resource(request))
             }
-            _ => return None,
-        })
+            _ => Err(ApiError::new("UnknownOperationException", "")),
+        }
     }
 
     fn create_table(&mut self, mut body: Value) -> ApiResult<Vec<u8>> {

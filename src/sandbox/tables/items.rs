@@ -5,7 +5,7 @@
 
 use super::Region;
 use super::engine::{read, write};
-use crate::sandbox::error::ApiResult;
+use crate::sandbox::error::{ApiError, ApiResult};
 use dynoxide::Item;
 use dynoxide::actions::batch_write_item::BatchWriteItemRequest;
 use dynoxide::actions::delete_item::DeleteItemRequest;
@@ -23,13 +23,14 @@ fn wants_nothing(return_values: Option<&str>) -> bool {
 }
 
 impl Region {
-    /// An item operation by name, its table names already plain; `None` when it is none of them.
-    pub(in crate::sandbox) fn item_operation(
-        &mut self,
-        operation: &str,
-        body: Value,
-    ) -> Option<ApiResult<Vec<u8>>> {
-        Some(match operation {
+    /// Whether an operation reads or writes items.
+    pub(in crate::sandbox) fn is_item_operation(operation: &str) -> bool {
+        operation.ends_with("Item") || operation.ends_with("Items") || matches!(operation, "Query" | "Scan")
+    }
+
+    /// An item operation by name, its table names already plain.
+    pub(in crate::sandbox) fn item_operation(&mut self, operation: &str, body: Value) -> ApiResult<Vec<u8>> {
+        match operation {
             "GetItem" => self.pass(operation, body, |db, request| db.get_item(request)),
             "Query" => self.pass(operation, body, |db, request| db.query(request)),
             "Scan" => self.pass(operation, body, |db, request| db.scan(request)),
@@ -40,8 +41,8 @@ impl Region {
             "DeleteItem" => self.delete_item(body),
             "BatchWriteItem" => self.batch_write_item(body),
             "TransactWriteItems" => self.transact_write_items(body),
-            _ => return None,
-        })
+            _ => Err(ApiError::new("UnknownOperationException", "")),
+        }
     }
 
     /// Hands a request to the engine as it is.

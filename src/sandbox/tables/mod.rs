@@ -73,6 +73,9 @@ pub struct Region {
     env: Environment,
 }
 
+/// What a record's JSON needs beside its key and images, in bytes; a guess that saves growing.
+const RECORD_FRAME: usize = 512;
+
 /// Who deleted an item, when it was not a caller.
 const TTL_SERVICE: &str = r#","userIdentity":{"PrincipalId":"dynamodb.amazonaws.com","Type":"Service"}"#;
 
@@ -173,15 +176,17 @@ impl Region {
             (Some(_), Some(_)) => "MODIFY",
             (Some(_), None) => "REMOVE",
         };
-        let mut json = format!(
+        let head = format!(
             "{{\"eventID\":\"{}\",\"eventName\":\"{event}\",\"eventVersion\":\"1.1\",\
              \"eventSource\":\"aws:dynamodb\",\"awsRegion\":\"{}\",\"dynamodb\":{{\
              \"ApproximateCreationDateTime\":{},\"Keys\":",
             chance.hex(16),
             self.name,
             at_ms / 1000,
-        )
-        .into_bytes();
+        );
+        let images_len = old_json.as_ref().map_or(0, Vec::len) + new_json.as_ref().map_or(0, Vec::len);
+        let mut json = Vec::with_capacity(RECORD_FRAME + partition.len() + images_len);
+        json.extend_from_slice(head.as_bytes());
         render_item(&key, &mut json);
         let images = [
             (",\"NewImage\":", new, new_json.filter(|_| view.has_new())),
@@ -200,7 +205,8 @@ impl Region {
             if by_ttl { TTL_SERVICE } else { "" },
         );
         json.extend_from_slice(tail.as_bytes());
-        shard.push(Record { sequence, at_ms, size, json: Bytes::from(json) });
+        // Kept for a day: without what was reserved and not used.
+        shard.push(Record { sequence, at_ms, size, json: Bytes::from(json.into_boxed_slice()) });
     }
 
     fn latest_stream_mut(&mut self, table: &str) -> ApiResult<&mut Stream> {

@@ -39,6 +39,8 @@ pub struct Resolved {
     pub accesses: Vec<Access>,
     /// The names as the caller gave them, by plain name, where they differ.
     given: BTreeMap<String, String>,
+    /// Whether the answer repeats table names.
+    repeats_names: bool,
 }
 
 /// The operations that resource policies cover across accounts.
@@ -116,7 +118,8 @@ impl Resolver<'_> {
     }
 
     fn needs_of_account(&mut self, action: &str, resource: &str) {
-        let resource = format!("arn:aws:dynamodb:{}:{}:{resource}", self.region, self.account);
+        let owner = self.owner.as_deref().unwrap_or(self.account);
+        let resource = format!("arn:aws:dynamodb:{}:{owner}:{resource}", self.region);
         let action = format!("dynamodb:{action}");
         self.accesses.push(Access { action, resource, guarded_by: None, shareable: false });
     }
@@ -152,7 +155,6 @@ impl Resolved {
                     body["TableName"] = r.table(&name)?.table.into();
                 }
                 r.needs_of_account(operation, "table/*/stream/*");
-                r.owner = Some(account.into());
             }
             "CreateTable" => {
                 let name = body.get("TableName").and_then(Value::as_str).unwrap_or_default().to_owned();
@@ -229,9 +231,11 @@ impl Resolved {
                 }
             }
         }
+        let repeats_names = operation.starts_with("Batch") || body.get("ReturnConsumedCapacity").is_some();
         Ok(Self {
             operation: operation.into(),
             body,
+            repeats_names,
             account: r.owner.unwrap_or_else(|| account.into()),
             region: region.into(),
             table: r.table,
@@ -314,14 +318,17 @@ impl Resolved {
         })
     }
 
+    /// The body, for who performs the request; afterwards nothing can be asked about it.
+    pub fn take_body(&mut self) -> Value {
+        std::mem::take(&mut self.body)
+    }
+
     /// Puts the names that the caller used into an answer that repeats them.
     ///
     /// # Errors
     /// When the answer is not JSON.
     pub fn restore_names(&self, answer: Vec<u8>) -> ApiResult<Vec<u8>> {
-        let repeats =
-            self.operation.starts_with("Batch") || self.body.get("ReturnConsumedCapacity").is_some();
-        if self.given.is_empty() || !repeats {
+        if self.given.is_empty() || !self.repeats_names {
             return Ok(answer);
         }
         let broken = |error: serde_json::Error| ApiError::internal(error.to_string());

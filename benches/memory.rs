@@ -1,0 +1,106 @@
+//! Memory with many open idle shards: a service against a canned endpoint whose shards are all open and empty.
+//!
+//! Waits until every shard has been read several times, so that all of them poll at the idle pace, and tells the
+//! resident memory then and its peak; fails when the peak is above the goal. One process does nothing else, so
+//! the peak is that of the service. The canned endpoint has no connections: those of a real client are few,
+//! because all shards share one.
+
+#![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
+
+#[expect(dead_code, reason = "the benchmarks share it, and each uses a part")]
+#[path = "support/endpoint.rs"]
+mod endpoint;
+
+use anyhow::{Context, ensure};
+use clap::Parser;
+use endpoint::{Endpoint, Script};
+use serde_json::json;
+use shardwalker::config::{Read, Write};
+use shardwalker::service::Service;
+use shardwalker::task::Tasks;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+#[derive(Parser)]
+struct Arguments {
+    /// Open shards.
+    #[arg(long, default_value_t = 1000)]
+    shards: usize,
+    /// Peers of the route.
+    #[arg(long, default_value_t = 1)]
+    peers: usize,
+    /// The goal in MB.
+    #[arg(long, default_value_t = 150.0)]
+    goal: f64,
+    /// Given by cargo.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+/// After so many empty reads a shard is read at the idle interval.
+const READS: usize = 8;
+/// All shards are read that often before this, or the worker is stuck.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(measure(&arguments))
+}
+
+async fn measure(arguments: &Arguments) -> anyhow::Result<()> {
+    let shards = arguments.shards;
+    let reads: Arc<Vec<AtomicUsize>> = Arc::new((0..shards).map(|_| AtomicUsize::new(0)).collect());
+    let waiting = Arc::new((AtomicUsize::new(shards), Notify::new()));
+    let (counting, telling) = (Arc::clone(&reads), Arc::clone(&waiting));
+    let endpoint = Endpoint::new(Script {
+        shards,
+        peers: arguments.peers,
+        read: Box::new(move |shard, position| {
+            if counting[shard].fetch_add(1, Ordering::Relaxed) + 1 == READS
+                && telling.0.fetch_sub(1, Ordering::AcqRel) == 1
+            {
+                telling.1.notify_one();
+            }
+            endpoint::page(shard, [], position)
+        }),
+        put: Box::new(|_| ()),
+    });
+    let drain = CancellationToken::new();
+    let config = endpoint.config(Read::default(), Write::default().in_flight);
+    let service = Service::build(config, endpoint.options(), drain.clone()).await?;
+    let begun = Instant::now();
+    let mut tasks = Tasks::new();
+    tasks.spawn(service.run());
+    tokio::time::timeout(PATIENCE, waiting.1.notified()).await.context("some shards are not read")?;
+    let (took, resident, peak) = (begun.elapsed(), megabytes("VmRSS")?, megabytes("VmHWM")?);
+    drain.cancel();
+    while let Some(ended) = tasks.join_next().await {
+        ended??;
+    }
+    let least = reads.iter().map(|reads| reads.load(Ordering::Relaxed)).min().unwrap_or_default();
+    println!(
+        "{shards} open idle shards, {} peers, each read {least} times and more in {took:.1?}: \
+         resident {resident:.1} MB, peak {peak:.1} MB (goal: under {:.0} MB)",
+        arguments.peers, arguments.goal
+    );
+    println!(
+        "{}",
+        json!({ "shards": shards, "peers": arguments.peers, "resident_mb": resident, "peak_mb": peak })
+    );
+    ensure!(peak < arguments.goal, "the peak is above the goal");
+    Ok(())
+}
+
+/// A figure of `/proc/self/status` in MB (10^6 bytes).
+fn megabytes(field: &str) -> anyhow::Result<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").context("memory is read from Linux's /proc")?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    let kilobytes: f64 =
+        line.and_then(|line| line.trim().strip_suffix("kB")).context("no such figure")?.trim().parse()?;
+    Ok(kilobytes * 1024.0 / 1e6)
+}

@@ -1,0 +1,305 @@
+//! Throughput of the whole path over a bare loop of the same conditional PutItem: the same SDK clients, the
+//! same concurrency and the same canned endpoint, taking turns in one run.
+//!
+//! The path is a [`Service`] as the binary builds it: GetRecords, decoding, lanes, conditional puts, checkpoints.
+//! The bare loop sends what the path sends, from items that are ready in memory. Each round measures the loop,
+//! the path, and the loop again; its ratio is the path's rate over the mean of the two. What is told is the
+//! median of the rounds, because other work on the machine comes and goes. CPU time is that of the whole process.
+
+#![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
+
+#[path = "support/endpoint.rs"]
+mod endpoint;
+#[expect(dead_code, reason = "the benchmarks share it, and each uses a part")]
+#[path = "support/records.rs"]
+mod records;
+
+use anyhow::{Context, ensure};
+use aws_sdk_dynamodb::types::{AttributeValue, ReturnValuesOnConditionCheckFailure};
+use bytes::Bytes;
+use clap::Parser;
+use endpoint::{Endpoint, Script};
+use records::Kind;
+use serde_json::{Value, json};
+use shardwalker::aws::Aws;
+use shardwalker::config::Read;
+use shardwalker::item::Item;
+use shardwalker::service::Service;
+use shardwalker::task::Tasks;
+use shardwalker::version::{Hlc, Stamp, Version};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+#[derive(Parser)]
+struct Arguments {
+    /// Records of a round.
+    #[arg(long, default_value_t = 16_000)]
+    records: usize,
+    /// Rounds; the median counts.
+    #[arg(long, default_value_t = 7)]
+    rounds: usize,
+    /// Only the cases whose name contains this.
+    #[arg(long, default_value = "")]
+    only: String,
+    /// Given by cargo.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+struct Case {
+    name: &'static str,
+    kind: Kind,
+    peers: usize,
+}
+
+const CASES: [Case; 3] = [
+    Case { name: "modify", kind: Kind::Modify, peers: 1 },
+    Case { name: "insert", kind: Kind::Insert, peers: 1 },
+    Case { name: "modify, 2 peers", kind: Kind::Modify, peers: 2 },
+];
+
+/// Requests under way in the loop, and in all lanes of the path together.
+const CONCURRENCY: usize = 64;
+/// So many that the rate at which one shard may be read is no limit.
+const SHARDS: usize = 4;
+/// Records of a page: 1 MB of them, which is all that GetRecords gives.
+const PAGE: usize = 500;
+/// A round that takes longer than this is stuck.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    println!(
+        "{:<16} {:>8} {:>8} {:>6} {:>13} {:>9} {:>9} {:>6}",
+        "", "bare/s", "path/s", "ratio", "(min to max)", "bare CPU", "path CPU", "ratio"
+    );
+    let mut report = serde_json::Map::new();
+    for case in CASES.iter().filter(|case| case.name.contains(&arguments.only)) {
+        let figures = runtime.block_on(measure(case, &arguments))?;
+        report.insert(case.name.to_owned(), figures);
+    }
+    println!("{}", Value::Object(report));
+    Ok(())
+}
+
+/// What one run of the loop or of the path took.
+struct Took {
+    wall: Duration,
+    cpu: Duration,
+}
+
+/// Counts puts, and keeps the last one.
+struct Puts {
+    seen: AtomicUsize,
+    target: AtomicUsize,
+    reached: Notify,
+    last: Mutex<Vec<u8>>,
+}
+
+impl Puts {
+    fn note(&self, body: &[u8]) {
+        let seen = self.seen.fetch_add(1, Ordering::Relaxed) + 1;
+        if seen == self.target.load(Ordering::Relaxed) {
+            *self.last.lock().unwrap_or_else(PoisonError::into_inner) = body.to_vec();
+            self.reached.notify_one();
+        }
+    }
+
+    fn expect(&self, puts: usize) {
+        self.seen.store(0, Ordering::Relaxed);
+        self.target.store(puts, Ordering::Relaxed);
+    }
+
+    /// The last put without what differs from put to put.
+    fn shape(&self) -> anyhow::Result<Value> {
+        let mut body: Value =
+            serde_json::from_slice(&self.last.lock().unwrap_or_else(PoisonError::into_inner))?;
+        let item = body["Item"].as_object_mut().context("a put without an item")?;
+        item.values_mut().for_each(|value| *value = Value::Null);
+        if let Some(values) = body["ExpressionAttributeValues"].as_object_mut() {
+            values.values_mut().for_each(|value| *value = json!(value["S"].as_str().map(str::len)));
+        }
+        body["TableName"] = Value::Null;
+        Ok(body)
+    }
+}
+
+async fn measure(case: &Case, arguments: &Arguments) -> anyhow::Result<Value> {
+    let per_shard = arguments.records / SHARDS;
+    let (records, puts) = (per_shard * SHARDS, per_shard * SHARDS * case.peers);
+    let pages: Vec<Vec<Bytes>> = (0..SHARDS).map(|shard| pages(case.kind, shard, per_shard)).collect();
+    let counted = Arc::new(Puts {
+        seen: AtomicUsize::new(0),
+        target: AtomicUsize::new(0),
+        reached: Notify::new(),
+        last: Mutex::default(),
+    });
+    let counting = Arc::clone(&counted);
+    let endpoint = Endpoint::new(Script {
+        shards: SHARDS,
+        peers: case.peers,
+        read: Box::new(move |shard, number| pages[shard][number.min(pages[shard].len() - 1)].clone()),
+        put: Box::new(move |body| counting.note(body)),
+    });
+    let items: Arc<Vec<Item>> = Arc::new((0..records).map(|index| records::item(index, 2)).collect());
+    let mut rounds = Vec::new();
+    for _ in 0..arguments.rounds {
+        let before = bare(&endpoint, case, &items, &counted).await?;
+        let bare_shape = counted.shape()?;
+        let path = path(&endpoint, puts, case, &counted).await?;
+        ensure!(counted.shape()? == bare_shape, "the loop and the path do not send the same: {bare_shape}");
+        let after = bare(&endpoint, case, &items, &counted).await?;
+        let bare = Took { wall: (before.wall + after.wall) / 2, cpu: (before.cpu + after.cpu) / 2 };
+        rounds.push((bare, path));
+    }
+    let median_of = |value: &dyn Fn(&(Took, Took)) -> f64| {
+        let mut values: Vec<f64> = rounds.iter().map(value).collect();
+        values.sort_by(f64::total_cmp);
+        (values[values.len() / 2], values[0], values[values.len() - 1])
+    };
+    let count = puts as f64;
+    let (bare_rate, ..) = median_of(&|(bare, _)| count / bare.wall.as_secs_f64());
+    let (path_rate, ..) = median_of(&|(_, path)| count / path.wall.as_secs_f64());
+    let (ratio, least, most) = median_of(&|(bare, path)| bare.wall.as_secs_f64() / path.wall.as_secs_f64());
+    let (bare_cpu, ..) = median_of(&|(bare, _)| bare.cpu.as_secs_f64() * 1e6 / count);
+    let (path_cpu, ..) = median_of(&|(_, path)| path.cpu.as_secs_f64() * 1e6 / count);
+    let (cpu_ratio, ..) = median_of(&|(bare, path)| bare.cpu.as_secs_f64() / path.cpu.as_secs_f64());
+    let name = case.name;
+    println!(
+        "{name:<16} {bare_rate:>8.0} {path_rate:>8.0} {ratio:>6.2} ({least:>4.2} to {most:>4.2}) \
+         {bare_cpu:>6.0} µs {path_cpu:>6.0} µs {cpu_ratio:>6.2}"
+    );
+    Ok(json!({
+        "puts": puts,
+        "rounds": rounds.len(),
+        "bare_puts_per_second": bare_rate.round(),
+        "path_puts_per_second": path_rate.round(),
+        "ratio": ratio,
+        "ratio_least": least,
+        "ratio_most": most,
+        "bare_cpu_us_per_put": bare_cpu,
+        "path_cpu_us_per_put": path_cpu,
+        "cpu_ratio": cpu_ratio,
+    }))
+}
+
+/// A shard's pages; the last one is empty and follows itself.
+fn pages(kind: Kind, shard: usize, records: usize) -> Vec<Bytes> {
+    let records: Vec<Vec<u8>> = (0..records).map(|n| records::record(n * SHARDS + shard, kind)).collect();
+    let full = records
+        .chunks(PAGE)
+        .enumerate()
+        .map(|(number, chunk)| endpoint::page(shard, chunk.iter().map(Vec::as_slice), number + 1));
+    let mut pages: Vec<Bytes> = full.collect();
+    pages.push(endpoint::page(shard, [], pages.len()));
+    pages
+}
+
+/// The whole path, from the start of the service to the last put.
+async fn path(endpoint: &Endpoint, puts: usize, case: &Case, counted: &Puts) -> anyhow::Result<Took> {
+    // The least time between two reads of a shard is there for AWS's limit: here it would be the only one.
+    let read = Read { min_interval: Duration::from_millis(1), ..Read::default() };
+    let config = endpoint.config(read, CONCURRENCY / SHARDS / case.peers);
+    let drain = CancellationToken::new();
+    let service = Service::build(config, endpoint.options(), drain.clone()).await?;
+    counted.expect(puts);
+    let clock = Stopwatch::start()?;
+    let mut tasks = Tasks::new();
+    tasks.spawn(service.run());
+    tokio::time::timeout(PATIENCE, counted.reached.notified()).await.context("the path is stuck")?;
+    let took = clock.stop()?;
+    drain.cancel();
+    while let Some(ended) = tasks.join_next().await {
+        ended??;
+    }
+    Ok(took)
+}
+
+/// What the path sends, from items in memory.
+async fn bare(
+    endpoint: &Endpoint,
+    case: &Case,
+    items: &Arc<Vec<Item>>,
+    counted: &Puts,
+) -> anyhow::Result<Took> {
+    let client = Aws::new(endpoint.base()).clients(&Endpoint::access()).await.tables;
+    let version = Version::new(Hlc::from_millis(1_767_225_600_000), 0);
+    let stamp: Arc<str> = Stamp::of(&items[0], version).to_string().into();
+    let version: Arc<str> = version.to_string().into();
+    let puts = items.len() * case.peers;
+    let next = Arc::new(AtomicUsize::new(0));
+    counted.expect(puts);
+    let clock = Stopwatch::start()?;
+    let mut tasks = Tasks::new();
+    for _ in 0..CONCURRENCY {
+        let (client, items, next) = (client.clone(), Arc::clone(items), Arc::clone(&next));
+        let (stamp, version) = (Arc::clone(&stamp), Arc::clone(&version));
+        let (kind, peers) = (case.kind, case.peers);
+        let tables: Vec<String> = (0..peers).map(Endpoint::peer_arn).collect();
+        tasks.spawn(async move {
+            let text = |value: &str| AttributeValue::S(value.to_owned());
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                let Some(item) = items.get(index / peers) else { return Ok(()) };
+                let mut item = item.0.clone();
+                item.insert("shardwalker".to_owned(), text(&stamp));
+                let request = client
+                    .put_item()
+                    .table_name(&tables[index % peers])
+                    .set_item(Some(item))
+                    .expression_attribute_names("#pk", "id")
+                    .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
+                let request = match kind {
+                    Kind::Insert => request.condition_expression("attribute_not_exists(#pk)"),
+                    Kind::Modify => request
+                        .condition_expression(format!("attribute_exists(#pk) AND ({OVERWRITABLE})"))
+                        .expression_attribute_names("#stamp", "shardwalker")
+                        .expression_attribute_values(":string", text("S"))
+                        .expression_attribute_values(":version", text(&version))
+                        .expression_attribute_values(":ceiling", text(&format!("{version}~"))),
+                };
+                request.send().await?;
+            }
+        });
+    }
+    while let Some(ended) = tasks.join_next().await {
+        let result: anyhow::Result<()> = ended?;
+        result?;
+    }
+    counted.reached.notified().await;
+    clock.stop()
+}
+
+/// As the path says it; [`Puts::shape`] holds both together.
+const OVERWRITABLE: &str = "attribute_not_exists(#stamp) OR NOT attribute_type(#stamp, :string) \
+     OR #stamp < :version OR #stamp > :ceiling";
+
+struct Stopwatch {
+    begun: Instant,
+    cpu: Duration,
+}
+
+impl Stopwatch {
+    fn start() -> anyhow::Result<Self> {
+        Ok(Self { begun: Instant::now(), cpu: cpu()? })
+    }
+
+    fn stop(self) -> anyhow::Result<Took> {
+        Ok(Took { wall: self.begun.elapsed(), cpu: cpu()?.saturating_sub(self.cpu) })
+    }
+}
+
+/// The CPU time of all threads of this process, in the scheduler's nanoseconds.
+fn cpu() -> anyhow::Result<Duration> {
+    let mut nanos = 0;
+    for thread in std::fs::read_dir("/proc/self/task").context("CPU time is read from Linux's /proc")? {
+        let text = std::fs::read_to_string(thread?.path().join("schedstat"))?;
+        nanos += text.split(' ').next().unwrap_or_default().parse::<u64>()?;
+    }
+    Ok(Duration::from_nanos(nanos))
+}

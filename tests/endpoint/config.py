@@ -1,0 +1,64 @@
+"""The service's config file: one route from the source of a group to its two peers, which are reached by roles."""
+
+import dataclasses
+
+PEERS = ("peer-1", "peer-2")
+GRACE = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Pace:
+    """Settings that depend on how fast an endpoint is.
+
+    A lease is at least three requests long, and short enough that a restart after `kill -9` need not wait for it
+    half a minute.
+    """
+
+    lease: str = "6s"
+    request_timeout: str = "2s"
+    in_flight: int = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What differs between the workers of the cases."""
+
+    pace: Pace
+    worker: str = "worker"
+    external_ids: tuple | None = None  # instead of the right ones; an empty one is left out
+    patience: str = "30s"
+
+
+def text(group, port, settings):
+    """The text of the file, with the admin address on `port` of the loopback interface."""
+    region, endpoint = group.source.account.region, group.source.account.endpoint
+    lines = [f'grace = "{GRACE}s"', f'access_patience = "{settings.patience}"', ""]
+    lines += ["[state]", f'table = "{group.state_table}"', f'region = "{region}"', *_endpoint(endpoint)]
+    lines += _member("source", group.source)
+    external_ids = settings.external_ids or [role.external_id for role in group.roles]
+    for name, peer, role, external_id in zip(PEERS, group.peers, group.roles, external_ids):
+        lines += _member(name, peer)
+        lines += ["[member.assume_role]", f'role = "{role.arn}"']
+        if external_id:
+            lines.append(f'external_id = "{external_id}"')
+    to = ", ".join(f'"{name}"' for name in PEERS)
+    lines += ["", "[[route]]", 'name = "airports"', 'from = "source"', f"to = [{to}]"]
+    pace = settings.pace
+    lines += ["", "[write]", f'request_timeout = "{pace.request_timeout}"', f"in_flight = {pace.in_flight}"]
+    lines += ["", "[lease]", f'duration = "{pace.lease}"', f'worker = "{settings.worker}"']
+    lines += ["", "[admin]", f'listen = "127.0.0.1:{port}"']
+    return "\n".join(lines) + "\n"
+
+
+def _member(name, table):
+    return [
+        "",
+        "[[member]]",
+        f'name = "{name}"',
+        f'table = "{table.arn}"',
+        *_endpoint(table.account.endpoint),
+    ]
+
+
+def _endpoint(url):
+    return [f'endpoint = "{url}"'] if url else []

@@ -1,0 +1,188 @@
+"""The endpoints: how each makes accounts and groups, and what it can't do.
+
+`leaves_out` names what an endpoint does not do, with the reason; a case that needs it is left out and the
+suite says so. Every fault that is worked around is written down in docs/endpoints.md.
+"""
+
+import contextlib
+import os
+import secrets
+
+import boto3
+
+import accounts
+import servers
+import shim
+from accounts import Account, Group, Role, Table
+from config import Pace
+
+NUMBERS = ("111111111111", "222222222222", "333333333333")
+REGION = "us-east-1"
+
+# What cases may need of an endpoint.
+EXTERNAL_ID = "external ids enforced"
+PERMISSIONS = "permissions enforced"
+
+
+class Endpoint:
+    """Three accounts, and groups of tables and permissions in them."""
+
+    name = ""
+    leaves_out = {}
+    # Items of the data that this endpoint takes in good time; None: all.
+    items = None
+    pace = Pace()
+
+    def __init__(self, found):
+        self.source_account, *self.peer_accounts = found
+
+    def group(self, case, peer_actions=accounts.PEER_WRITES):
+        """Fresh tables and permissions for a case."""
+        name = f"sw-suite-{case}-{secrets.token_hex(3)}"
+        source = Table(self.source_account, name)
+        peers = [Table(account, name) for account in self.peer_accounts]
+        accounts.create_table(source, stream=True)
+        for peer in peers:
+            accounts.create_table(peer, stream=False)
+        state_table = f"{name}-state"
+        environment, roles = self._permissions(name, source, peers, state_table, peer_actions)
+        return Group(name, source, peers, roles, state_table, environment)
+
+    def _permissions(self, name, source, peers, state_table, peer_actions):
+        role_arns = [f"arn:aws:iam::{peer.account.number}:role/{name}" for peer in peers]
+        user_arn, environment = accounts.service_user(
+            source, name, state_table, role_arns, self.stream_resource(source)
+        )
+        roles = [accounts.peer_role(peer, name, user_arn, peer_actions) for peer in peers]
+        return environment, roles
+
+    def stream_resource(self, source):
+        """The resource of the service's permission to read the stream."""
+        return f"{source.arn}/stream/*"
+
+    def discard(self, group):
+        """Removes what `group` left behind; nothing to do for an endpoint that ends with the suite."""
+
+    def close(self):
+        """Ends the endpoint."""
+
+
+class Ministack(Endpoint):
+    """ministack: signatures, identity policies and external ids are enforced."""
+
+    name = "ministack"
+
+    def __init__(self, directory):
+        url = os.environ.get("SHARDWALKER_ENDPOINT_URL") or servers.ministack(directory)
+        super().__init__([Account(number, REGION, url, accounts.session(number)) for number in NUMBERS])
+
+    def stream_resource(self, source):
+        # It takes the resource of every stream call for `*`, which no narrower statement matches.
+        return "*"
+
+
+class Moto(Endpoint):
+    """moto's server: accounts by AssumeRole, nothing enforced."""
+
+    name = "moto"
+    items = 200
+    # One thread a connection, and a GetRecords of 1000 records takes it seconds.
+    pace = Pace(lease="15s", request_timeout="5s", in_flight=8)
+    leaves_out = {
+        EXTERNAL_ID: "moto grants every AssumeRole, whatever the role's trust policy says",
+        PERMISSIONS: "moto's server does not evaluate policies",
+    }
+
+    def __init__(self, directory):
+        url = os.environ.get("SHARDWALKER_ENDPOINT_URL") or servers.moto(directory)
+        sts = accounts.session("test").client("sts", region_name=REGION, endpoint_url=url)
+        found = []
+        for number in NUMBERS:
+            role = f"arn:aws:iam::{number}:role/administrator"
+            got = sts.assume_role(RoleArn=role, RoleSessionName="endpoint-suite")["Credentials"]
+            session = accounts.session(got["AccessKeyId"], got["SecretAccessKey"], got["SessionToken"])
+            found.append(Account(number, REGION, url, session))
+        super().__init__(found)
+
+
+class DynamoDbLocal(Endpoint):
+    """A DynamoDB Local that the user runs, not with -sharedDb: the access key chooses the database."""
+
+    name = "dynamodb-local"
+    leaves_out = {
+        EXTERNAL_ID: "DynamoDB Local has no STS: the suite's own shim answers AssumeRole",
+        PERMISSIONS: "DynamoDB Local has no policies",
+    }
+
+    def __init__(self, _directory):
+        url = shim.start(_required("SHARDWALKER_ENDPOINT_URL"))
+        super().__init__([Account(number, REGION, url, accounts.session(number)) for number in NUMBERS])
+
+    def _permissions(self, name, source, peers, _state_table, _peer_actions):
+        roles = [Role(f"arn:aws:iam::{peer.account.number}:role/{name}", None) for peer in peers]
+        return {"AWS_ACCESS_KEY_ID": source.account.number, "AWS_SECRET_ACCESS_KEY": "test"}, roles
+
+    def discard(self, group):
+        _delete_tables(group)
+
+
+class Aws(Endpoint):
+    """Real accounts, or anything else that profiles of the AWS config files reach.
+
+    The suite creates tables named `sw-suite-*` and deletes them; the roles and the service's permissions are
+    the user's.
+    """
+
+    name = "aws"
+
+    def __init__(self, _directory):
+        region = os.environ.get("SHARDWALKER_REGION", REGION)
+        url = os.environ.get("SHARDWALKER_ENDPOINT_URL")
+        found = []
+        for party in ("SOURCE", "PEER_1", "PEER_2"):
+            session = boto3.Session(profile_name=_required(f"SHARDWALKER_PROFILE_{party}"))
+            number = session.client("sts", region_name=region, endpoint_url=url).get_caller_identity()[
+                "Account"
+            ]
+            found.append(Account(number, region, url, session))
+        super().__init__(found)
+        if os.environ.get("SHARDWALKER_EXTERNAL_IDS") == "none":
+            self.leaves_out = {EXTERNAL_ID: "SHARDWALKER_EXTERNAL_IDS=none says that the roles ask for none"}
+        else:
+            self.leaves_out = {}
+        self.leaves_out[PERMISSIONS] = (
+            "the suite does not change the permissions of accounts that it was given"
+        )
+
+    def _permissions(self, _name, _source, _peers, _state_table, _peer_actions):
+        roles = [
+            Role(_required(f"SHARDWALKER_ROLE_PEER_{n}"), os.environ.get(f"SHARDWALKER_EXTERNAL_ID_PEER_{n}"))
+            for n in (1, 2)
+        ]
+        environment = {"AWS_PROFILE": _required("SHARDWALKER_PROFILE_SERVICE")}
+        for name in ("HOME", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+            if name in os.environ:
+                environment[name] = os.environ[name]
+        return environment, roles
+
+    def discard(self, group):
+        _delete_tables(group)
+
+
+def _delete_tables(group):
+    for table in (group.source, *group.peers, Table(group.source.account, group.state_table)):
+        client = table.client()
+        with contextlib.suppress(client.exceptions.ResourceNotFoundException):
+            client.delete_table(TableName=table.name)
+
+
+def _required(name):
+    value = os.environ.get(name)
+    if not value:
+        raise SystemExit(
+            f"endpoint suite: {name} is not set; docs/endpoints.md tells what each endpoint needs"
+        )
+    return value
+
+
+KINDS = {kind.name: kind for kind in (Ministack, Moto, DynamoDbLocal, Aws)}

@@ -1,0 +1,381 @@
+//! One-way replication across accounts, on the sandbox, in virtual time.
+
+use crate::sandbox_support::s;
+use crate::world::{PEERS, World, eventually, with};
+use aws_sdk_dynamodb::primitives::Blob;
+use aws_sdk_dynamodb::types::AttributeValue;
+use shardwalker::sandbox::Options;
+use shardwalker::sandbox::faults::{Effect, Rule, Weather};
+use std::collections::HashMap;
+use std::time::Duration;
+
+#[tokio::test(start_paused = true)]
+async fn inserts_updates_and_deletes_reach_both_peers_through_splits_and_rollovers() {
+    let world = World::new();
+    world.load(50, 100, 1).await;
+    let worker = world.worker().await;
+    world.load(50, 200, 2).await;
+    world.sandbox.split(&world.source, None).unwrap();
+    world.load(50, 200, 3).await;
+    world.until_equal().await;
+    world.sandbox.roll_over(&world.source, None).unwrap();
+    world.sandbox.split(&world.source, None).unwrap();
+    world.load(50, 200, 4).await;
+    world.until_equal().await;
+    assert!(!world.items(&world.source).is_empty());
+    assert_eq!(worker.metric("shardwalker_gaps_total", &[]), 0.0);
+    assert_eq!(worker.problems(), Vec::<String>::new());
+    worker.stop().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_read_serves_all_peers_and_one_request_each_write() {
+    let world = World::new();
+    for id in 0..40 {
+        world.put(&format!("k{id}"), "first").await;
+    }
+    let worker = world.worker().await;
+    world.until_equal().await;
+    let reads = worker.metric("shardwalker_records_read_total", &[]);
+    assert_eq!(reads, 40.0);
+    for id in 0..40 {
+        world.put(&format!("k{id}"), "second").await;
+    }
+    world.until_equal().await;
+    for id in 0..40 {
+        world.delete(&format!("k{id}")).await;
+    }
+    world.until_equal().await;
+    assert_eq!(worker.metric("shardwalker_records_read_total", &[]), 120.0);
+    for (account, _) in PEERS {
+        // One more each is the check at the start.
+        assert_eq!(world.requests("PutItem", account), 81, "{account}");
+        assert_eq!(world.requests("DeleteItem", account), 41, "{account}");
+        assert_eq!(world.requests("GetItem", account), 0, "{account}");
+    }
+    for peer in ["b", "c"] {
+        let peer = format!("peer=\"{peer}\"");
+        let applied = worker.metric("shardwalker_changes_total", &[&peer, "outcome=\"applied\""]);
+        assert_eq!(applied, 120.0);
+    }
+    worker.stop().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn every_type_arrives_exactly() {
+    let world = World::new();
+    let n = |text: &str| AttributeValue::N(text.to_owned());
+    let mut deep = n("12345678901234567890123456789012345678");
+    for level in 0..30 {
+        deep = if level % 2 == 0 {
+            AttributeValue::L(vec![deep])
+        } else {
+            AttributeValue::M(HashMap::from([("m".to_owned(), deep)]))
+        };
+    }
+    let item = with(
+        "all",
+        &[
+            ("empty", s("")),
+            ("text", s("grüße 👋")),
+            ("big", n("-1.2345678901234567890123456789012345678E+125")),
+            ("small", n("1E-130")),
+            ("bytes", AttributeValue::B(Blob::new([0, 255, 1]))),
+            ("nothing", AttributeValue::B(Blob::new([]))),
+            ("yes", AttributeValue::Bool(true)),
+            ("no", AttributeValue::Bool(false)),
+            ("null", AttributeValue::Null(true)),
+            ("list", AttributeValue::L(vec![])),
+            ("map", AttributeValue::M(HashMap::new())),
+            ("texts", AttributeValue::Ss(vec!["b".into(), "a".into()])),
+            ("numbers", AttributeValue::Ns(vec!["3".into(), "1.5".into()])),
+            ("binaries", AttributeValue::Bs(vec![Blob::new([2]), Blob::new([1])])),
+            ("deep", deep),
+        ],
+    );
+    world.app.db.put_item().table_name("orders").set_item(Some(item)).send().await.unwrap();
+    let worker = world.worker().await;
+    world.until_equal().await;
+    assert_eq!(world.items(&world.peers[0]).len(), 1);
+    worker.stop().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_killed_worker_loses_nothing_and_a_stopped_one_repeats_nothing() {
+    let world = World::new();
+    for round in 0..4 {
+        let worker = world.worker().await;
+        world.load(30, 150, round).await;
+        let done = || worker.metric("shardwalker_changes_total", &[]) > 20.0;
+        eventually("some changes are done", done).await;
+        worker.kill().await;
+        world.load(30, 50, 100 + round).await;
+    }
+    let worker = world.worker().await;
+    world.until_equal().await;
+    worker.stop().await.unwrap();
+    let before: u64 = PEERS.iter().map(|(account, _)| world.requests("PutItem", account)).sum();
+    let worker = world.worker().await;
+    world.put("one more", "x").await;
+    world.until_equal().await;
+    let after: u64 = PEERS.iter().map(|(account, _)| world.requests("PutItem", account)).sum();
+    assert_eq!(after - before, 2 * 2, "a check and one write for each peer");
+    worker.stop().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn lost_answers_throttles_and_errors_change_nothing_in_the_end() {
+    let world = World::new();
+    let faults = world.sandbox.faults();
+    let worker = world.worker().await;
+    for effect in [
+        Effect::DropAnswer,
+        Effect::DropRequest,
+        Effect::InternalError,
+        Effect::InternalErrorAfter,
+        Effect::ProvisionedThroughputExceeded,
+        Effect::TransactionConflict,
+        Effect::DelayMs(700),
+    ] {
+        for operation in ["PutItem", "DeleteItem", "UpdateItem", "BatchGetItem", "Query", "GetRecords"] {
+            for account in ["222222222222", "333333333333", "999999999999"] {
+                faults.add(Rule::new(effect).operation(operation).account(account).probability(0.04));
+            }
+        }
+        faults.add(Rule::new(Effect::DropAnswer).operation("GetRecords").probability(0.05));
+    }
+    faults.set_weather(Weather {
+        empty_pages: 0.2,
+        short_listings: 0.3,
+        children_listed_after_ms: 3000,
+        closed_listed_after_ms: 2000,
+        policy_delay_ms: 0,
+    });
+    for round in 0..3 {
+        world.load(20, 100, round).await;
+        world.sandbox.split(&world.source, None).unwrap();
+    }
+    world.until_equal().await;
+    assert!(worker.metric("shardwalker_retries_total", &["unknown-outcome"]) > 0.0);
+    assert!(worker.metric("shardwalker_retries_total", &["throttled"]) > 0.0);
+    faults.clear();
+    worker.stop().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_iterator_that_expired_is_opened_after_the_last_record() {
+    let world = World::new();
+    let worker = world.worker().await;
+    world.load(20, 60, 1).await;
+    world.until_equal().await;
+    world.sandbox.faults().add(Rule::new(Effect::ExpireIterator).operation("GetRecords").times(10));
+    world.load(20, 60, 2).await;
+    world.until_equal().await;
+    assert!(worker.metric("shardwalker_retries_total", &["iterator-expired"]) > 0.0);
+    assert_eq!(worker.metric("shardwalker_records_read_total", &[]), worker_records(&world));
+    worker.stop().await.unwrap();
+}
+
+/// Every write that changed something made one record.
+fn worker_records(world: &World) -> f64 {
+    world.sandbox.shards(&world.source).unwrap().iter().map(|shard| shard.records).sum::<usize>() as f64
+}
+
+#[tokio::test(start_paused = true)]
+async fn trimmed_records_stop_the_shard_loudly() {
+    let world = World::new();
+    let worker = world.worker().await;
+    world.load(10, 30, 1).await;
+    world.until_equal().await;
+    worker.stop().await.unwrap();
+    world.load(10, 30, 2).await;
+    world.sandbox.trim(&world.source, None).unwrap();
+    world.put("after", "the gap").await;
+
+    let worker = world.worker().await;
+    let stopped = || worker.metric("shardwalker_shards_stopped", &["gap"]) == 2.0;
+    eventually("both shards stopped", stopped).await;
+    assert_eq!(worker.metric("shardwalker_gaps_total", &[]), 2.0);
+    let problems = worker.problems();
+    assert_eq!(problems.len(), 2);
+    assert!(problems[0].contains("were trimmed before they were read"), "{problems:?}");
+    assert_eq!(world.rows("gaps#copy").len(), 2);
+    assert!(!world.items(&world.peers[0]).contains_key("{\"S\":\"after\"}"));
+    worker.stop().await.unwrap();
+
+    let worker = world.start(world.config("on_gap = \"continue\"", "")).await;
+    let arrived = || world.items(&world.peers[0]).contains_key("{\"S\":\"after\"}");
+    eventually("what came after the gap is there", arrived).await;
+    assert_eq!(worker.metric("shardwalker_gaps_total", &[]), 2.0);
+    assert_eq!(worker.problems(), Vec::<String>::new());
+    worker.stop().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_peer_refuses_is_kept_and_later_changes_of_its_key_wait() {
+    let world = World::new();
+    let worker = world.worker().await;
+    world.put("big", "small at first").await;
+    world.put("other", "1").await;
+    world.until_equal().await;
+    // It fits at the source, but not with the stamp.
+    let big = with("big", &[("value", s(&"x".repeat(400 * 1024 - 20)))]);
+    world.app.db.put_item().table_name("orders").set_item(Some(big)).send().await.unwrap();
+    let kept = |reason: &str| {
+        let reason = format!("reason=\"{reason}\"");
+        worker.metric("shardwalker_dead_letters_total", &[&reason])
+    };
+    eventually("it is kept for both peers", || kept("refused") == 2.0).await;
+    world.put("big", "small again").await;
+    world.put("other", "2").await;
+    eventually("the later change waits", || kept("behind") == 2.0).await;
+    let other = || world.items(&world.peers[1])["{\"S\":\"other\"}"]["value"]["S"] == "2";
+    eventually("other keys go on", other).await;
+    for peer in &world.peers {
+        assert_eq!(world.items(peer)["{\"S\":\"big\"}"]["value"]["S"], "small at first");
+    }
+    let letters = world.rows("dead#copy#b");
+    let heads: Vec<_> = letters.iter().filter(|row| row.get("reason").is_some()).collect();
+    assert_eq!(heads.len(), 2);
+    assert_eq!(heads[0]["reason"]["S"], "refused");
+    assert!(heads[0]["message"]["S"].as_str().unwrap().contains("size"), "{}", heads[0]["message"]);
+    assert_eq!(heads[1]["reason"]["S"], "behind");
+    assert_eq!(world.rows("dead-keys#copy#b").len(), 1);
+    worker.stop().await.unwrap();
+
+    // A worker that starts later knows the key.
+    let worker = world.worker().await;
+    world.put("big", "still waiting").await;
+    let kept = || worker.metric("shardwalker_dead_letters_total", &["reason=\"behind\""]) == 2.0;
+    eventually("it waits after a restart", kept).await;
+    worker.stop().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn deletes_by_time_to_live_are_forwarded_as_configured() {
+    for (setting, left) in [("ttl_deletes = true", 0), ("ttl_deletes = false", 1)] {
+        let world = World::new();
+        let specification = aws_sdk_dynamodb::types::TimeToLiveSpecification::builder()
+            .attribute_name("expires")
+            .enabled(true)
+            .build()
+            .unwrap();
+        let ttl = world.app.db.update_time_to_live().table_name("orders");
+        ttl.time_to_live_specification(specification).send().await.unwrap();
+        let item = with("old", &[("expires", AttributeValue::N("1799990000".into()))]);
+        let worker = world.start(world.config(setting, "")).await;
+        world.app.db.put_item().table_name("orders").set_item(Some(item)).send().await.unwrap();
+        world.until_equal().await;
+        assert_eq!(world.sandbox.sweep_ttl().unwrap(), 1);
+        world.put("last", "x").await;
+        let settled = || worker.metric("shardwalker_changes_total", &["peer=\"b\""]) == 3.0;
+        eventually("all three changes are done", settled).await;
+        assert_eq!(world.items(&world.peers[0]).len(), 1 + left, "{setting}");
+        worker.stop().await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_workers_share_and_the_second_takes_over() {
+    let world = World::new();
+    let first = world.worker().await;
+    eventually("the first holds both shards", || first.metric("shardwalker_leases_held", &[]) == 2.0).await;
+    let second = world.worker().await;
+    world.load(30, 150, 1).await;
+    world.until_equal().await;
+    assert_eq!(second.metric("shardwalker_leases_held", &[]), 0.0);
+    first.kill().await;
+    world.load(30, 150, 2).await;
+    world.until_equal().await;
+    assert_eq!(second.metric("shardwalker_leases_held", &[]), 2.0);
+    // A third one on the same config finds nothing free, and a stop hands over at once.
+    let third = world.worker().await;
+    second.stop().await.unwrap();
+    world.load(30, 50, 3).await;
+    world.until_equal().await;
+    third.stop().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_cut_off_from_the_state_table_stops_before_another_takes_over() {
+    let world = World::new();
+    let first = world.worker().await;
+    world.load(20, 50, 1).await;
+    world.until_equal().await;
+    world.sandbox.faults().add(Rule::new(Effect::DropRequest).account("999999999999"));
+    eventually("its fence falls", || first.metric("shardwalker_leases_held", &[]) == 0.0).await;
+    let before = world.requests("PutItem", PEERS[0].0);
+    world.load(20, 50, 2).await;
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    assert_eq!(world.requests("PutItem", PEERS[0].0), before, "it writes nothing without the right to");
+    world.sandbox.faults().clear();
+    world.until_equal().await;
+    assert_eq!(first.metric("shardwalker_leases_held", &[]), 2.0);
+    first.stop().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn latest_and_a_time_leave_out_what_was_before() {
+    let world = World::new();
+    world.put("before", "x").await;
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    let middle = humantime::format_rfc3339_seconds(world.sandbox.clock().now()).to_string();
+    world.put("between", "x").await;
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    let latest = world.start(world.config("start = \"latest\"", "")).await;
+    eventually("it walks", || latest.metric("shardwalker_pages_read_total", &[]) >= 2.0).await;
+    world.put("after", "x").await;
+    let has = |id: &str| world.items(&world.peers[0]).contains_key(&format!("{{\"S\":\"{id}\"}}"));
+    eventually("the change after the start arrives", || has("after")).await;
+    assert!(!has("before") && !has("between"));
+    latest.kill().await;
+    // What comes while nobody runs is not before the start, also when nothing was checkpointed.
+    world.put("while down", "x").await;
+    let latest = world.start(world.config("start = \"latest\"", "")).await;
+    eventually("it arrives", || has("while down")).await;
+    assert!(!has("before") && !has("between"));
+    latest.stop().await.unwrap();
+
+    let world = World::new();
+    world.put("before", "x").await;
+    tokio::time::sleep(Duration::from_secs(7200)).await;
+    let _ = middle;
+    let middle = humantime::format_rfc3339_seconds(world.sandbox.clock().now()).to_string();
+    world.put("between", "x").await;
+    let at = world.start(world.config(&format!("start = \"{middle}\""), "")).await;
+    let has = |id: &str| world.items(&world.peers[0]).contains_key(&format!("{{\"S\":\"{id}\"}}"));
+    eventually("the change at the time arrives", || has("between")).await;
+    assert!(!has("before"));
+    at.stop().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_of_new_images_is_enough() {
+    let world = World::with(Options { initial_shards: 2, ..Options::default() }, Some("NEW_IMAGE"));
+    let worker = world.worker().await;
+    world.load(20, 100, 1).await;
+    world.until_equal().await;
+    worker.stop().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_is_down_gets_everything_later() {
+    let world = World::new();
+    let worker = world.worker().await;
+    world.load(20, 50, 1).await;
+    world.until_equal().await;
+    world.sandbox.faults().add(Rule::new(Effect::Deny).account(PEERS[1].0));
+    world.load(20, 50, 2).await;
+    let source = || world.items(&world.source);
+    eventually("the other peer is not held up", || world.items(&world.peers[0]) == source()).await;
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    let problems = worker.problems();
+    assert!(
+        problems.iter().any(|p| p.contains("applied at c") && p.contains("AccessDenied")),
+        "{problems:?}"
+    );
+    world.sandbox.faults().clear();
+    world.until_equal().await;
+    assert_eq!(worker.problems(), Vec::<String>::new());
+    worker.stop().await.unwrap();
+}
