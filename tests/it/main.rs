@@ -9,6 +9,10 @@
 )]
 
 #[cfg(feature = "sandbox")]
+mod demo;
+#[cfg(feature = "sandbox")]
+mod readme;
+#[cfg(feature = "sandbox")]
 mod replicate;
 #[cfg(feature = "sandbox")]
 mod sandbox_access;
@@ -18,10 +22,6 @@ mod sandbox_clients;
 mod sandbox_faults;
 #[cfg(feature = "sandbox")]
 mod sandbox_streams;
-#[cfg(feature = "sandbox")]
-mod demo;
-#[cfg(feature = "sandbox")]
-mod readme;
 #[cfg(feature = "sandbox")]
 mod sandbox_support;
 #[cfg(feature = "sandbox")]
