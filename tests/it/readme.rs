@@ -95,6 +95,26 @@ fn every_link_of_the_documents_leads_somewhere() {
     assert!(documents.len() > 4, "{documents:?}");
 }
 
+#[test]
+fn the_policies_of_the_guide_are_those_that_are_needed() {
+    let guide = read("docs/getting-started.md");
+    let config = Config::parse(&blocks(&guide, "toml")[0], "getting-started.md", &|_| None).unwrap();
+    let caller = format!("arn:aws:iam::{REPLICATOR}:role/shardwalker");
+    let (source, peer) = (&config.members[0].arn, &config.members[1].arn);
+    let stream = format!("{source}/stream/2026-01-01T00:00:00.000");
+    let expected = [
+        vec![statement(Need::DescribeTable, Side::Table, source, None, &caller)],
+        vec![statement(Need::ReadStream, Side::Stream, source, Some(&stream), &caller)],
+        vec![
+            statement(Need::DescribeTable, Side::Table, peer, None, &caller),
+            statement(Need::WritePeer, Side::Table, peer, None, &caller),
+        ],
+    ];
+    let read = |block: &String| serde_json::from_str::<Value>(block).unwrap()["Statement"].clone();
+    let documented: Vec<Value> = blocks(&guide, "json").iter().map(read).collect();
+    assert_eq!(documented, expected.map(Value::from));
+}
+
 #[tokio::test]
 async fn every_command_of_the_readme_runs() {
     let readme = read("README.md");
