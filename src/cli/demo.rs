@@ -45,12 +45,12 @@ pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let options = Options { length: args.length, rate: args.rate, seed };
     let figures = if std::io::stderr().is_terminal() {
         let mut bars = Bars::new(args.length);
-        let figures = demo::run(options, &stop, &mut |progress| bars.show(progress)).await;
+        let figures = Box::pin(demo::run(options, &stop, &mut |progress| bars.show(progress))).await;
         bars.clear();
         figures
     } else {
         let mut lines = Lines::default();
-        demo::run(options, &stop, &mut |progress| lines.show(progress)).await
+        Box::pin(demo::run(options, &stop, &mut |progress| lines.show(progress))).await
     };
     let figures = figures.with_context(|| format!("demo with seed {seed}"))?;
     if args.json {
@@ -294,7 +294,7 @@ fn thousands(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index) % 3 == 0 {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
             text.push(',');
         }
         text.push(digit);

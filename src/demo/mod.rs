@@ -3,7 +3,7 @@
 //! The [`stage`] is three accounts with a table each and the replicator in a fourth. The [`load`] is an
 //! application in the source's account. The service is the one that `run` runs, with the same clients; only its
 //! HTTP connector leads into the sandbox. An [`observer`] in each peer's account measures the lag, and
-//! [`compare`] reads all items from the sandbox itself. This module owns the order of events and nothing of
+//! [`compare`](mod@compare) reads all items from the sandbox itself. This module owns the order of events and nothing of
 //! what it shows; how it looks is left to the command.
 
 pub mod compare;
@@ -104,7 +104,7 @@ pub async fn run(
         clock: Clock::system(),
         seed,
     };
-    let service = Service::build(stage.config.clone(), built, drain.clone()).await?;
+    let service = Box::pin(Service::build(stage.config.clone(), built, drain.clone())).await?;
     let metrics = service.metrics().clone();
     let mut run =
         Run { stage: &stage, metrics, tally, lags: Vec::new(), began: Instant::now(), service: Tasks::new() };
