@@ -116,7 +116,7 @@ impl Walker {
             tasks.spawn(lane.0.run(pages));
         }
         tracing::debug!(epoch = self.held.epoch(), lanes = lanes.len(), "walking");
-        let mut reading = std::pin::pin!(self.read(senders));
+        let mut reading = Box::pin(self.read(senders));
         let mut ended = None;
         let mut ticks = tokio::time::interval(self.route.write.checkpoint_interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

@@ -29,6 +29,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Takes the body of a request.
+pub(crate) type Put = Box<dyn Fn(&[u8]) + Send + Sync>;
+
 /// What a benchmark decides about the endpoint.
 pub(crate) struct Script {
     /// Open shards of the stream.
@@ -38,7 +41,7 @@ pub(crate) struct Script {
     /// The body of a GetRecords answer, by shard and position in it; see [`page`].
     pub(crate) read: Box<dyn Fn(usize, usize) -> Bytes + Send + Sync>,
     /// Takes the body of every PutItem to a peer.
-    pub(crate) put: Box<dyn Fn(&[u8]) + Send + Sync>,
+    pub(crate) put: Put,
 }
 
 /// The endpoint. Cheap to clone.

@@ -236,7 +236,7 @@ mod tests {
         let (parent, child) = (id(100, "p"), id(50, "c"));
         let listed = vec![shard(&parent, None, true), shard(&child, Some(&parent), false)];
         let leases = |done| vec![lease(&parent, None, done), lease(&child, Some(&parent), false)];
-        assert_eq!(World::of(leases(false), listed.clone()).taken(), [parent.clone()]);
+        assert_eq!(World::of(leases(false), listed.clone()).taken(), std::slice::from_ref(&parent));
         let mut world = World::of(leases(true), listed);
         world.leases[0].peers.get_mut("b").unwrap().position.hlc = Hlc::from_millis(9);
         let takes = world.takes();
@@ -248,11 +248,11 @@ mod tests {
     fn only_free_leases_and_those_of_the_dead_are_taken() {
         let name = id(10, "a");
         let mut world = World::of(vec![lease(&name, None, false)], vec![shard(&name, None, false)]);
-        assert_eq!(world.taken(), [name.clone()]);
+        assert_eq!(world.taken(), std::slice::from_ref(&name));
         world.leases[0].owner = Some("other".into());
         assert!(world.taken().is_empty());
         world.dead.insert("other".into());
-        assert_eq!(world.taken(), [name.clone()]);
+        assert_eq!(world.taken(), std::slice::from_ref(&name));
         world.leases[0].owner = Some("me".into());
         world.dead.clear();
         assert_eq!(world.taken(), [name]);
@@ -265,7 +265,7 @@ mod tests {
             World::of(vec![lease(&child, Some(parent), false)], vec![shard(&child, Some(parent), false)])
         };
         assert!(with(&young).taken().is_empty());
-        assert_eq!(with(&old).taken(), [child.clone()]);
+        assert_eq!(with(&old).taken(), std::slice::from_ref(&child));
     }
 
     #[test]
