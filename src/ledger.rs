@@ -95,9 +95,11 @@ impl Ledger {
                             let count = waiting.len().min(BATCH);
                             waiting.drain(..count).collect::<Waiting>()
                         };
-                        if !passengers.is_empty() {
-                            self.fly(passengers).await;
+                        if passengers.is_empty() {
+                            // Another reader has taken this one along.
+                            break answer.await;
                         }
+                        self.fly(passengers).await;
                     }
                 }
             };

@@ -1,4 +1,29 @@
 //! Shardwalker replicates DynamoDB tables across AWS accounts by walking the shards of their streams.
+//!
+//! # The story of one change
+//!
+//! A [`service`] is built from a [`config`] and owns one [`replicator`] for each route. The replicator lists the
+//! shards of the source's [`stream`], and takes [`lease`]s on those whose parents are done. For each lease a
+//! [`walker`] reads its shard, page by page, and decodes every record into a [`change`]. Each page goes to one
+//! [`lane`] for each peer. The lane gives every change a [`version`], lets [`apply`] decide what to do, keeps the
+//! changes of one key in order, and has the [`peer`] write: one conditional request, which takes effect only where
+//! nothing newer is. Deletes are remembered in the [`ledger`]; what a peer refuses for good goes to the
+//! [`dead_letters`], and what the stream dropped unread to the [`gaps`]. The walker writes how far each lane is to
+//! its lease, and there the next worker goes on.
+//!
+//! # What the rooms stand on
+//!
+//! [`item`], [`json`] and [`version`] are the data. [`state`] is the table in which everything is remembered;
+//! [`starts`] the time when a route began. [`access`] finds out what is allowed, and names the statement that is
+//! missing. [`aws`] makes the clients, [`failure`] says what an error means, [`retry`] tries again, [`limit`] keeps
+//! to a rate. [`clock`], [`task`] and [`shutdown`] are the only places that touch time, tasks and signals.
+//! [`telemetry`] shows what goes on. [`cli`] is the command line.
+#![cfg_attr(
+    feature = "sandbox",
+    doc = "\nWith the feature `sandbox` (on by default) there are also AWS accounts within the process, [`sandbox`], and the [`demo`] on them."
+)]
+//!
+//! `ARCHITECTURE.md` has the protocol, the invariants and a map of every file.
 
 pub mod access;
 pub mod apply;

@@ -229,7 +229,7 @@ impl Replicator {
         });
         self.walking.insert(shard.clone());
         self.walkers.spawn(async move {
-            let end = AssertUnwindSafe(walker.run()).catch_unwind().await;
+            let end = AssertUnwindSafe(Box::pin(walker.run())).catch_unwind().await;
             (shard, end.ok())
         });
     }

@@ -45,18 +45,19 @@ pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let options = Options { length: args.length, rate: args.rate, seed };
     let figures = if std::io::stderr().is_terminal() {
         let mut bars = Bars::new(args.length);
-        let figures = demo::run(options, &stop, &mut |progress| bars.show(progress)).await;
+        let figures = Box::pin(demo::run(options, &stop, &mut |progress| bars.show(progress))).await;
         bars.clear();
         figures
     } else {
         let mut lines = Lines::default();
-        demo::run(options, &stop, &mut |progress| lines.show(progress)).await
+        Box::pin(demo::run(options, &stop, &mut |progress| lines.show(progress))).await
     };
     let figures = figures.with_context(|| format!("demo with seed {seed}"))?;
     if args.json {
         answer(&serde_json::to_string(&figures)?);
     } else {
         answer(&summary(&figures));
+        answer(&painted(&verdict(&figures), figures.agree));
     }
     Ok(if figures.agree { ExitCode::SUCCESS } else { ExitCode::from(FOUND) })
 }
@@ -193,15 +194,12 @@ fn summary(figures: &Figures) -> String {
     }
     let _ = writeln!(
         text,
-        "Before their policies were attached, {} of the {} tables denied the replicator.",
+        "The replicator ran as {}; before the policies were attached, {} of {} tables denied it.",
+        figures.role,
         figures.denied_before_policies,
         1 + figures.peers.len()
     );
-    let _ = writeln!(
-        text,
-        "Lag: from a write's answer at the source until a reader saw it at the peer, looking every 20 ms.\n"
-    );
-    text + &verdict(figures)
+    text + "Lag: from a write's answer at the source until a reader saw it at the peer, looking every 20 ms.\n"
 }
 
 /// A table with a line for each member.
@@ -249,7 +247,11 @@ fn members(figures: &Figures) -> String {
 
 fn verdict(figures: &Figures) -> String {
     if figures.agree {
-        return format!("AGREE: all three tables hold the same {} items.", figures.source.items);
+        return format!(
+            "AGREE: all {} tables hold the same {} items.",
+            1 + figures.peers.len(),
+            figures.source.items
+        );
     }
     let mut text = format!("DIFFER (seed {}):", figures.seed);
     for peer in figures.peers.iter().filter(|peer| !peer.difference.is_empty()) {
@@ -270,6 +272,16 @@ fn verdict(figures: &Figures) -> String {
         text += "\n  not all changes were done in time";
     }
     text
+}
+
+/// Green or red on a terminal, unless the user wants no colours.
+fn painted(text: &str, good: bool) -> String {
+    if !std::io::stdout().is_terminal() || std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+    {
+        return text.to_owned();
+    }
+    let colour = if good { 32 } else { 31 };
+    format!("\x1b[1;{colour}m{text}\x1b[0m")
 }
 
 /// Milliseconds for a person; a dash where nothing was measured.
@@ -325,7 +337,7 @@ mod tests {
             records_read: 2030,
             shards: Shards { open: 8, closed: 4 },
             split: Some(Split { from: 4, to: 8, at_seconds: 5.1 }),
-            denied_before_policies: 3,
+            denied_before_policies: 2,
             role: "arn:aws:iam::444444444444:role/shardwalker".into(),
             source: place("source"),
             peers: vec![peer],
@@ -333,23 +345,24 @@ mod tests {
     }
 
     #[test]
-    fn the_summary_says_where_how_much_and_the_verdict() {
+    fn the_summary_says_where_and_how_much_and_the_verdict_that_all_agree() {
         let text = summary(&figures(Difference::default()));
         for part in [
             "member  account       Region     table     items  applied  folded  superseded  lag p50     p99",
             "near    222222222222  eu-west-1  airports    151    1,999      31           0   131 ms  261 ms",
             "2,030 writes: 550 inserts, 1,200 updates, 280 deletes",
             "4 became 8",
-            "AGREE",
+            "role/shardwalker; before the policies were attached, 2 of 2 tables denied it",
         ] {
             assert!(text.contains(part), "{part:?} in\n{text}");
         }
+        assert_eq!(verdict(&figures(Difference::default())), "AGREE: all 2 tables hold the same 151 items.");
     }
 
     #[test]
     fn a_difference_is_named_with_its_keys_and_the_seed() {
         let keys = ["A", "B", "C", "D", "E", "F"].map(str::to_owned).to_vec();
-        let text = summary(&figures(Difference { missing: keys, ..Difference::default() }));
+        let text = verdict(&figures(Difference { missing: keys, ..Difference::default() }));
         assert!(text.contains("DIFFER (seed 7):\n  near: 6 missing: A, B, C, D, E, ..."), "{text}");
     }
 

@@ -50,11 +50,11 @@ enum Command {
 impl Command {
     /// What is logged when nothing is said about it. The demo shows its progress in other ways.
     const fn default_log(&self) -> &'static str {
-        match self {
-            #[cfg(feature = "sandbox")]
-            Self::Demo(_) => "error",
-            _ => "warn,shardwalker=info",
+        #[cfg(feature = "sandbox")]
+        if matches!(self, Self::Demo(_)) {
+            return "error";
         }
+        "warn,shardwalker=info"
     }
 }
 

@@ -3,7 +3,7 @@
 //! The [`stage`] is three accounts with a table each and the replicator in a fourth. The [`load`] is an
 //! application in the source's account. The service is the one that `run` runs, with the same clients; only its
 //! HTTP connector leads into the sandbox. An [`observer`] in each peer's account measures the lag, and
-//! [`compare`] reads all items from the sandbox itself. This module owns the order of events and nothing of
+//! [`compare`](mod@compare) reads all items from the sandbox itself. This module owns the order of events and nothing of
 //! what it shows; how it looks is left to the command.
 
 pub mod compare;
@@ -30,9 +30,9 @@ use tokio_util::sync::CancellationToken;
 
 /// The pause between two pictures.
 const SHOW: Duration = Duration::from_millis(100);
-/// The replicator must have caught up within this once the application is silent. It takes about a second;
-/// more than this means that something is lost or stuck.
-const SETTLE: Duration = Duration::from_secs(30);
+/// When nothing was done for this long although something is due, something is lost or stuck. Changes come about
+/// every 200 ms.
+const STUCK: Duration = Duration::from_secs(30);
 
 /// What to run.
 #[derive(Debug, Clone, Copy)]
@@ -68,6 +68,9 @@ pub enum DemoError {
         /// What failed.
         failure: Failure,
     },
+    /// What was written before the service started does not arrive.
+    #[error("the backlog is not copied, and nothing more of it comes")]
+    Stuck,
     /// A part of the demo ended before it was asked to.
     #[error("{0} ended early")]
     Ended(&'static str),
@@ -102,12 +105,14 @@ pub async fn run(
         clock: Clock::system(),
         seed,
     };
-    let service = Service::build(stage.config.clone(), built, drain.clone()).await?;
+    let service = Box::pin(Service::build(stage.config.clone(), built, drain.clone())).await?;
     let metrics = service.metrics().clone();
     let mut run =
         Run { stage: &stage, metrics, tally, lags: Vec::new(), began: Instant::now(), service: Tasks::new() };
     run.service.spawn(service.run());
-    run.until_caught_up(Phase::CatchingUp, show).await?;
+    if !run.until_caught_up(Phase::CatchingUp, show).await? {
+        return Err(DemoError::Stuck);
+    }
 
     let (quiet, unobserved) = (CancellationToken::new(), CancellationToken::new());
     let mut observers = Tasks::new();
@@ -213,13 +218,13 @@ impl Run<'_> {
         Ok(split)
     }
 
-    /// Waits until every write is done at every peer; `false` when that took too long.
+    /// Waits until every write is done at every peer; `false` when nothing more comes.
     async fn until_caught_up(
         &mut self,
         phase: Phase,
         show: &mut (dyn FnMut(&Progress) + Send),
     ) -> Result<bool, DemoError> {
-        let deadline = Instant::now() + SETTLE;
+        let mut moved = (0, Instant::now());
         loop {
             let progress = self.progress(phase)?;
             show(&progress);
@@ -227,7 +232,10 @@ impl Run<'_> {
             if progress.peers.iter().all(|peer| peer.changes.total() >= progress.writes) {
                 return Ok(true);
             }
-            if Instant::now() > deadline {
+            let done = progress.peers.iter().map(|peer| peer.changes.total()).sum::<u64>();
+            if done > moved.0 {
+                moved = (done, Instant::now());
+            } else if moved.1.elapsed() > STUCK {
                 return Ok(false);
             }
             tokio::select! {

@@ -1,7 +1,7 @@
 //! A reader at one peer, who measures the lag without the replicator's help.
 //!
 //! It is told of every write when the source has acknowledged it, reads the items that are due with strongly
-//! consistent reads of its own every [`EVERY`], and takes the time at which each write shows. A lag is therefore
+//! consistent reads of its own every 20 ms, and takes the time at which each write shows. A lag is therefore
 //! what an application at the peer would see, and at most one such interval too long. Writes that a later one
 //! of the same item overtook show together with it; an item that came and went unseen is not measured.
 
@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-/// The pause between two looks: a tenth of the replicator's own pause between two reads of a shard.
+/// The pause between two looks (20 ms): a tenth of the replicator's own pause between two reads of a shard.
 const EVERY: Duration = Duration::from_millis(20);
 /// What BatchGetItem takes.
 const BATCH: usize = 100;

@@ -190,7 +190,7 @@ mod tests {
         config.access_patience = Duration::ZERO;
         let options =
             Options { base: stage.base.clone(), create_state_table: false, clock: Clock::system(), seed: 1 };
-        Service::build(config, options, CancellationToken::new()).await
+        Box::pin(Service::build(config, options, CancellationToken::new())).await
     }
 
     #[tokio::test]

@@ -9,6 +9,14 @@
 )]
 
 #[cfg(feature = "sandbox")]
+mod demo;
+#[cfg(feature = "sandbox")]
+mod peer;
+#[cfg(feature = "sandbox")]
+mod preflight;
+#[cfg(feature = "sandbox")]
+mod readme;
+#[cfg(feature = "sandbox")]
 mod replicate;
 #[cfg(feature = "sandbox")]
 mod sandbox_access;

@@ -136,20 +136,31 @@ to = ["b", "c"]
     }
 
     pub(crate) async fn build(&self, config: Config) -> Result<(Service, CancellationToken), ServiceError> {
+        let drain = CancellationToken::new();
+        Ok((Service::build(config, self.options(true), drain.clone()).await?, drain))
+    }
+
+    pub(crate) async fn build_without_state(&self, config: Config) -> Result<Service, ServiceError> {
+        Service::build(config, self.options(false), CancellationToken::new()).await
+    }
+
+    fn options(&self, create_state_table: bool) -> service::Options {
+        service::Options {
+            base: self.base(),
+            create_state_table,
+            clock: Clock::starting_at(self.sandbox.clock().now()),
+            seed: self.seeds.replace(self.seeds.get() + 1),
+        }
+    }
+
+    /// The replicator's credentials and the door into the sandbox.
+    pub(crate) fn base(&self) -> Base {
         let keys = aws_credential_types::Credentials::from(self.keys.clone());
-        let base = Base {
+        Base {
             credentials: Some(SharedCredentialsProvider::new(keys)),
             http: Some(self.sandbox.http_client()),
             request_timeout: None,
-        };
-        let drain = CancellationToken::new();
-        let options = service::Options {
-            base,
-            create_state_table: true,
-            clock: Clock::starting_at(self.sandbox.clock().now()),
-            seed: self.seeds.replace(self.seeds.get() + 1),
-        };
-        Ok((Service::build(config, options, drain.clone()).await?, drain))
+        }
     }
 
     pub(crate) async fn start(&self, config: Config) -> Worker {
