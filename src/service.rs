@@ -102,7 +102,7 @@ impl Service {
         let aws = Aws::new(base);
         let jitter = Jitter::seeded(options.seed);
         let state = StateTable::new(&config.state, &aws.clients(&config.state.access).await, metrics.clone());
-        state.open(options.create_state_table).await?;
+        Box::pin(state.open(options.create_state_table)).await?;
         let admin = match config.admin.listen {
             None => None,
             Some(address) => Some(
@@ -112,7 +112,7 @@ impl Service {
             ),
         };
         let preflight = Preflight { config: &config, aws: &aws, jitter: &jitter, cancel: &drain };
-        let found = preflight.run().await?;
+        let found = Box::pin(preflight.run()).await?;
         if drain.is_cancelled() {
             return Err(ServiceError::Stopped);
         }
@@ -139,7 +139,7 @@ impl Service {
             let account = &service.config.members[route.from].arn.account;
             let rate = f64::from(service.config.read.describe_rate);
             let budget = budgets.entry(account.clone()).or_insert_with(|| Arc::new(Rate::new(rate)));
-            let replicator = service.replicator(route, &shared, Arc::clone(budget)).await?;
+            let replicator = Box::pin(service.replicator(route, &shared, Arc::clone(budget))).await?;
             service.replicators.push(replicator);
         }
         Ok(service)

@@ -42,7 +42,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
         clock: Clock::system(),
         seed: rand::random(),
     };
-    let service = match Box::pin(Service::build(config, options, drain)).await {
+    let service = match Service::build(config, options, drain).await {
         Ok(service) => service,
         Err(ServiceError::Stopped) => return Ok(ExitCode::SUCCESS),
         Err(error @ (ServiceError::Access(_) | ServiceError::State(_))) => {

@@ -2,7 +2,6 @@
 
 use crate::sandbox_support::Client;
 use crate::world::{HOME, PEERS, PRINCIPAL, REGION, World, resource_policy};
-use aws_sdk_dynamodb::types::StreamSpecification;
 use shardwalker::sandbox::Options;
 use shardwalker::sandbox::faults::Weather;
 use shardwalker::service::ServiceError;
