@@ -15,6 +15,8 @@ mod peer;
 #[cfg(feature = "sandbox")]
 mod preflight;
 #[cfg(feature = "sandbox")]
+mod process;
+#[cfg(feature = "sandbox")]
 mod readme;
 #[cfg(feature = "sandbox")]
 mod replicate;

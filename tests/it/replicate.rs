@@ -379,3 +379,24 @@ async fn a_peer_that_is_down_gets_everything_later() {
     assert_eq!(worker.problems(), Vec::<String>::new());
     worker.stop().await.unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn idle_shards_are_read_about_once_a_second_and_busy_ones_within_their_rate() {
+    let options = Options { initial_shards: 2, stream_limits: true, ..Options::default() };
+    let world = World::with(options, Some("NEW_AND_OLD_IMAGES"));
+    let worker = world.worker().await;
+    world.load(50, 3000, 1).await;
+    world.until_equal().await;
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    world.sandbox.counters().reset();
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    let reads = world.requests("GetRecords", "111111111111");
+    assert!((500..=720).contains(&reads), "{reads} reads of 2 idle shards in 300 s");
+    for round in 0..20 {
+        world.load(50, 50, round).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    world.until_equal().await;
+    assert_eq!(worker.metric("shardwalker_retries_total", &["at=\"stream\""]), 0.0, "never over the rate");
+    worker.stop().await.unwrap();
+}

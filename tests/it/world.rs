@@ -32,7 +32,7 @@ pub(crate) struct World {
     pub(crate) app: Client,
     pub(crate) source: String,
     pub(crate) peers: Vec<String>,
-    keys: Credentials,
+    pub(crate) keys: Credentials,
     seeds: std::cell::Cell<u64>,
 }
 
@@ -73,9 +73,20 @@ impl World {
         Self::with(Options { initial_shards: 2, ..Options::default() }, Some("NEW_AND_OLD_IMAGES"))
     }
 
+    /// One whose clock shows the machine's time, for processes.
+    pub(crate) fn now() -> Self {
+        Self::made(
+            Sandbox::new(Options { initial_shards: 2, ..Options::default() }).unwrap(),
+            Some("NEW_AND_OLD_IMAGES"),
+        )
+    }
+
     pub(crate) fn with(options: Options, view: Option<&str>) -> Self {
         let start = UNIX_EPOCH + Duration::from_secs(1_800_000_000);
-        let sandbox = Sandbox::new(Options { start: Some(start), ..options }).unwrap();
+        Self::made(Sandbox::new(Options { start: Some(start), ..options }).unwrap(), view)
+    }
+
+    fn made(sandbox: Sandbox, view: Option<&str>) -> Self {
         let source = sandbox.create_table(SOURCE, REGION, "orders", &["id"], view).unwrap();
         let mut peers = Vec::new();
         for (account, region) in PEERS {
@@ -103,7 +114,12 @@ impl World {
 
     /// The config of a route `copy` from `source` to both peers, with more lines for the route and the file.
     pub(crate) fn config(&self, route: &str, rest: &str) -> Config {
-        let text = format!(
+        let text = self.config_text(route, rest);
+        Config::parse(&text, "test.toml", &|_| None).unwrap_or_else(|report| panic!("{report}"))
+    }
+
+    pub(crate) fn config_text(&self, route: &str, rest: &str) -> String {
+        format!(
             r#"
 {rest}
 [state]
@@ -131,8 +147,7 @@ to = ["b", "c"]
 {route}
 "#,
             self.source, self.peers[0], self.peers[1]
-        );
-        Config::parse(&text, "test.toml", &|_| None).unwrap_or_else(|report| panic!("{report}"))
+        )
     }
 
     pub(crate) async fn build(&self, config: Config) -> Result<(Service, CancellationToken), ServiceError> {
