@@ -59,7 +59,8 @@ impl Aws {
         if let Some(clients) = made.get(access) {
             return clients.clone();
         }
-        let clients = self.make(access).await;
+        // Reading the machine's configuration takes a large future, once.
+        let clients = Box::pin(self.make(access)).await;
         made.insert(access.clone(), clients.clone());
         clients
     }

@@ -143,9 +143,7 @@ impl Class {
             | "MissingAuthenticationToken" => Self::Credentials,
             "ResourceNotFoundException" | "TableNotFoundException" => Self::NotFound,
             "ConditionalCheckFailedException" => Self::Condition,
-            "ValidationException" | "SerializationException" | "ItemCollectionSizeLimitExceededException" => {
-                Self::Invalid
-            }
+            "ValidationException" | "ItemCollectionSizeLimitExceededException" => Self::Invalid,
             "ExpiredIteratorException" => Self::IteratorExpired,
             "TrimmedDataAccessException" => Self::Trimmed,
             _ => return None,

@@ -18,7 +18,7 @@ use crate::item::Digest;
 use crate::peer::{Outcome, Peer, StepError};
 use crate::retry::{Jitter, Pauses, Policy};
 use crate::telemetry::board::LaneStatus;
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics::{Counted, Metrics};
 use crate::version::{Fold, Hlc, Version};
 use futures::StreamExt;
 use futures::future::BoxFuture;
@@ -89,6 +89,8 @@ pub struct LaneParts {
 /// Changes that a lane holds before it takes another page: some pages' worth, so that a slow key does not hold
 /// up the others at once.
 const WINDOW: usize = 2000;
+/// Bytes of such changes, so that large items do not fill the memory.
+const WINDOW_BYTES: usize = 8 << 20;
 
 /// Once a peer that was down takes writes again, those that wait come back within about this.
 const SPREAD: Duration = Duration::from_secs(1);
@@ -102,6 +104,8 @@ pub struct Lane {
     /// The records taken and not passed by the frontier; the first one has number `base`.
     slots: VecDeque<Slot>,
     base: u64,
+    /// Bytes of the records taken and not passed.
+    bytes: usize,
     keys: HashMap<Digest, KeyState>,
     /// Keys with work that may start, in order.
     ready: VecDeque<Digest>,
@@ -113,6 +117,7 @@ pub struct Lane {
 
 struct Slot {
     position: Position,
+    size: usize,
     done: bool,
 }
 
@@ -164,6 +169,7 @@ impl Lane {
             done_before,
             slots: VecDeque::new(),
             base: 0,
+            bytes: 0,
             keys: HashMap::new(),
             ready: VecDeque::new(),
             dead: HashSet::new(),
@@ -193,7 +199,7 @@ impl Lane {
                     }
                     self.finish(finished);
                 }
-                page = pages.recv(), if open && self.slots.len() < WINDOW => match page {
+                page = pages.recv(), if open && self.has_room() => match page {
                     Some(page) => self.take(&page),
                     None => open = false,
                 },
@@ -202,6 +208,10 @@ impl Lane {
             self.show();
         }
         true
+    }
+
+    fn has_room(&self) -> bool {
+        self.slots.len() < WINDOW && self.bytes < WINDOW_BYTES
     }
 
     fn take(&mut self, page: &Arc<Page>) {
@@ -218,7 +228,8 @@ impl Lane {
             let position =
                 Position { sequence: Some(change.sequence.clone()), hlc, created: Some(change.created) };
             let skipped = matches!(apply::plan(change, &self.context.rules), Step::Skip(_));
-            self.slots.push_back(Slot { position, done: skipped });
+            self.bytes += change.size;
+            self.slots.push_back(Slot { position, size: change.size, done: skipped });
             if skipped {
                 self.count("skipped", 1);
                 continue;
@@ -279,8 +290,11 @@ impl Lane {
     fn show(&mut self) {
         let mut position = None;
         while self.slots.front().is_some_and(|slot| slot.done) {
-            position = self.slots.pop_front().map(|slot| slot.position);
-            self.base += 1;
+            if let Some(slot) = self.slots.pop_front() {
+                self.base += 1;
+                self.bytes -= slot.size;
+                position = Some(slot.position);
+            }
         }
         let pending = self.slots.len();
         self.context.status.show(position.as_ref(), pending, self.running.len());
@@ -304,7 +318,7 @@ impl Lane {
     fn disbelieve(&self, change: &Change, count: usize) {
         let context = &self.context;
         context.metrics.stamps_disbelieved.with_label_values(&[&context.route]).inc_by(count as u64);
-        tracing::warn!(
+        tracing::debug!(
             peer = context.peer.name(),
             sequence = %change.sequence,
             key = %change.key.digest(),
@@ -331,7 +345,10 @@ impl LaneParts {
         let mut pauses = Pauses::new(Policy::FOREVER, self.jitter.clone());
         loop {
             match self.dead_letters.keys(&self.route, self.peer.name()).await {
-                Ok(keys) => return Some(keys),
+                Ok(keys) => {
+                    self.peer.got_through();
+                    return Some(keys);
+                }
                 Err(failure) => self.failed("state", &failure, &mut pauses).await.then_some(())?,
             }
         }
@@ -341,9 +358,8 @@ impl LaneParts {
     /// What was refused is kept as dead letters, in order.
     async fn carry_out(self: Arc<Self>, work: Work) -> Finished {
         let in_flight = self.metrics.in_flight.with_label_values(&[&self.route, self.peer.name()]);
-        in_flight.inc();
+        let _counted = Counted::new(in_flight);
         let result = self.settle(&work).await;
-        in_flight.dec();
         let slots = work.items.iter().map(|item| item.slot).collect();
         Finished { key: work.key, slots, dead: result == Some(true), abandoned: result.is_none() }
     }
@@ -375,6 +391,9 @@ impl LaneParts {
             }
         }
         let kept = work.items.len() - refused.len();
+        if let (Some(item), Some(why)) = (work.items.last(), refused.first()) {
+            self.confirm(item, why, &mut pauses).await?;
+        }
         for (item, why) in work.items[kept..].iter().zip(refused.iter().rev()) {
             self.keep(item, Reason::Refused, why, &mut pauses).await?;
         }
@@ -384,6 +403,17 @@ impl LaneParts {
         self.status.moving();
         self.peer.got_through();
         Some(!refused.is_empty())
+    }
+
+    /// Sees that the peer refuses this item and not every item: a table that was made again with other keys refuses
+    /// all, and nothing of that is a dead letter. Waits until a write that changes nothing is accepted.
+    async fn confirm(&self, item: &WorkItem, why: &Failure, pauses: &mut Pauses) -> Option<()> {
+        while let Err(failure) = self.peer.accepts(&item.change().key).await {
+            let what = format!("{why}; and so is a write that changes nothing: {failure}");
+            let all = Failure::new(Class::Unrecognised, "EveryWriteRefused", what);
+            self.failed(self.peer.name(), &all, pauses).await.then_some(())?;
+        }
+        Some(())
     }
 
     async fn still_dead(&self, key: Digest, pauses: &mut Pauses) -> Option<bool> {
@@ -458,7 +488,7 @@ impl LaneParts {
             key = %item.change().key.digest(),
             sequence = %item.change().sequence,
             reason = reason.name(),
-            why = %why,
+            code = why.code,
             "a change cannot be applied; it is kept as a dead letter, and later changes of its key wait"
         );
         Some(())

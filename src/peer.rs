@@ -222,6 +222,28 @@ impl Peer {
         Err(contended())
     }
 
+    /// Whether writes of this key are accepted at all: a delete whose condition cannot hold, which changes nothing.
+    ///
+    /// # Errors
+    /// Any failure but that of the condition.
+    pub async fn accepts(&self, key: &Key) -> Result<(), Failure> {
+        self.requests.inc();
+        let answer = self
+            .client
+            .delete_item()
+            .table_name(&self.table)
+            .set_key(Some(key.attributes().0.clone()))
+            .condition_expression("attribute_exists(#pk) AND attribute_not_exists(#pk)")
+            .expression_attribute_names("#pk", &self.partition_key)
+            .send()
+            .await
+            .map_err(Failure::from);
+        match answer {
+            Err(failure) if failure.class != Class::Condition => Err(failure),
+            _ => Ok(()),
+        }
+    }
+
     /// A creation has happened: a delete that is newer may have come before it.
     async fn after_creation(&self, key: &Key, version: Version) -> Result<Outcome, StepError> {
         match self.ledger.read(&self.name, key.digest()).await.map_err(StepError::State)? {

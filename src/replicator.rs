@@ -3,7 +3,8 @@
 //! Event in (a listing, a walker that ended, a tick), decision by [`crate::lease::plan`], actions out. Children
 //! of a shard that was read to its end are looked for at once, again and again until they are listed.
 
-use crate::failure::{Class, Failure};
+use crate::config::Start;
+use crate::failure::{Action as Remedy, Class, Failure};
 use crate::lease::heart::Heart;
 use crate::lease::plan::{self, Action, Take, View};
 use crate::lease::row::Lease;
@@ -27,6 +28,8 @@ use tokio_util::sync::CancellationToken;
 const AT_ONCE: usize = 16;
 /// The first pause before looking again for the children of a finished shard; it doubles.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// The pause before a shard that was lost is looked at again.
+const TAKE_AGAIN: Duration = Duration::from_secs(1);
 /// After this long without children a finished shard is left to the ordinary listings.
 const LOOK_FOR: Duration = Duration::from_secs(30);
 
@@ -53,8 +56,6 @@ pub struct Replicator {
     listed: Vec<Shard>,
     /// When each shard was listed first.
     seen: BTreeMap<String, Instant>,
-    /// Shards that this worker was the first to add, and has not walked yet.
-    fresh: BTreeSet<String>,
     /// Finished shards whose children are not listed yet, since when.
     childless: BTreeMap<String, Instant>,
     pauses: Pauses,
@@ -71,7 +72,6 @@ impl Replicator {
             walking: BTreeSet::new(),
             listed: Vec::new(),
             seen: BTreeMap::new(),
-            fresh: BTreeSet::new(),
             childless: BTreeMap::new(),
             pauses,
         }
@@ -107,19 +107,31 @@ impl Replicator {
                 }
                 Err(failure) => Instant::now() + self.failed(&failure),
             };
-            tokio::select! {
-                // A stop first; then walkers that ended, whose shards or children may be taken at once.
-                biased;
-                () = drain.cancelled() => {}
-                Some(ended) = self.walkers.join_next(), if !self.walkers.is_empty() => {
-                    if let Ok((shard, end)) = ended {
-                        self.ended(shard, end);
-                    }
-                }
-                () = tokio::time::sleep_until(next) => {}
-            }
+            self.wait(next).await;
         }
         while self.walkers.join_next().await.is_some() {}
+    }
+
+    /// Waits until `next`, a stop, or a shard that was finished, whose children may be taken at once. A shard that
+    /// was lost is not: whatever made it so may happen again at once.
+    async fn wait(&mut self, mut next: Instant) {
+        loop {
+            tokio::select! {
+                // A stop first; then walkers that ended.
+                biased;
+                () = self.parts.drain.cancelled() => return,
+                Some(ended) = self.walkers.join_next(), if !self.walkers.is_empty() => {
+                    let Ok((shard, end)) = ended else { continue };
+                    let finished = end == Some(End::Finished);
+                    self.ended(shard, end);
+                    if finished {
+                        return;
+                    }
+                    next = next.min(Instant::now() + TAKE_AGAIN);
+                }
+                () = tokio::time::sleep_until(next) => return,
+            }
+        }
     }
 
     /// Lists, plans and acts. `whole` lists the whole stream, else only the children that are looked for.
@@ -127,6 +139,8 @@ impl Replicator {
         if whole {
             let listing = self.parts.lister.all().await?;
             self.listed = listing.shards;
+            let route = &self.parts.route;
+            route.board.stream_is(&route.name, listing.enabled);
             if !listing.enabled {
                 // Nothing comes after the last shards of a stream that is off.
                 self.childless.clear();
@@ -166,33 +180,33 @@ impl Replicator {
             me: self.parts.heart.worker(),
             dead: &dead,
             walking: &self.walking,
-            from_now: matches!(route.start, crate::config::Start::Latest),
+            from_now: matches!(route.start, Start::Latest),
+            begun: route.begun,
             now: route.clock.now(),
         })
     }
 
     /// Adds the rows of new shards; whether there were any.
     async fn add(&mut self, actions: &[Action]) -> Result<bool, Failure> {
-        let mut calls: Vec<BoxFuture<'static, Result<(Lease, bool), Failure>>> = Vec::new();
+        let mut calls: Vec<BoxFuture<'static, Result<bool, Failure>>> = Vec::new();
         for action in actions {
             if let Action::Add(row) = action {
                 let (leases, row) = (self.parts.leases.clone(), row.clone());
-                calls.push(Box::pin(async move { leases.add(&row).await.map(|new| (row, new)) }));
+                calls.push(Box::pin(async move { leases.add(&row).await }));
             }
         }
         let any = !calls.is_empty();
         for result in some_at_once(calls).await {
-            let (row, new) = result?;
-            if new && row.initial {
-                self.fresh.insert(row.shard);
-            }
+            result?;
         }
         Ok(any)
     }
 
     async fn take(&mut self, actions: Vec<Action>) -> Result<(), Failure> {
-        // Without the right to write there is nothing to take.
-        let Some(fence) = self.parts.heart.fence() else { return Ok(()) };
+        let Some(fence) = self.parts.heart.fence() else {
+            let why = "this worker's row in the state table could not be renewed; it takes no leases";
+            return Err(Failure::new(Class::Transient, "NotAlive", why));
+        };
         let mut calls: Vec<BoxFuture<'static, Result<_, Failure>>> = Vec::new();
         for action in actions {
             if let Action::Take(take) = action {
@@ -223,7 +237,6 @@ impl Replicator {
             route: Arc::clone(&self.parts.route),
             held,
             take,
-            fresh: self.fresh.remove(&shard),
             drain: self.parts.drain.clone(),
             fence: fence.clone(),
         });
@@ -262,7 +275,7 @@ impl Replicator {
         );
         let action = match failure.class {
             Class::Condition | Class::Invalid | Class::IteratorExpired | Class::Trimmed => {
-                crate::failure::Action::RetrySlowly
+                Remedy::RetrySlowly
             }
             class => class.action(),
         };

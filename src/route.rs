@@ -10,7 +10,7 @@ use crate::retry::Jitter;
 use crate::telemetry::board::Board;
 use crate::telemetry::metrics::Metrics;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// One route: a source's stream, and the peers that its changes go to.
 #[derive(Debug)]
@@ -31,6 +31,8 @@ pub struct Route {
     pub rules: Rules,
     /// Where shards that the stream had when the route began are read from.
     pub start: Start,
+    /// When the first worker of the route saw the stream first.
+    pub begun: SystemTime,
     /// What happens when records were trimmed before they were read.
     pub on_gap: OnGap,
     /// How far ahead of a record's creation a stamp is believed.

@@ -4,10 +4,10 @@ use crate::access::preflight::{Findings, Found, Preflight};
 use crate::apply::Rules;
 use crate::aws::{Aws, Base};
 use crate::clock::Clock;
-use crate::config::{self, Config, Start};
+use crate::config::{self, Config, OnGap, Start};
 use crate::dead_letters::DeadLetters;
 use crate::failure::Failure;
-use crate::gaps::Gaps;
+use crate::gaps::{Gap, Gaps};
 use crate::lease::heart::Heart;
 use crate::lease::table::LeaseTable;
 use crate::ledger::Ledger;
@@ -26,6 +26,7 @@ use crate::telemetry::metrics::Metrics;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -67,6 +68,22 @@ pub enum ServiceError {
     /// The metrics.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
+    /// The source's stream is not the one that the route read before.
+    #[error(
+        "route {route}: the stream of {member} was turned off and on: it was {old} and is {new} now; what the old one \
+         still held, and what was written while it was off, is not in the new one. Compare the members, copy what \
+         differs, and start with on_gap = \"continue\" to go on with the new stream"
+    )]
+    NewStream {
+        /// The route.
+        route: String,
+        /// The source member.
+        member: String,
+        /// The old stream's label.
+        old: String,
+        /// The new stream's label.
+        new: String,
+    },
     /// Stopped before it began.
     #[error("stopped while starting")]
     Stopped,
@@ -102,7 +119,7 @@ impl Service {
         let aws = Aws::new(base);
         let jitter = Jitter::seeded(options.seed);
         let state = StateTable::new(&config.state, &aws.clients(&config.state.access).await, metrics.clone());
-        Box::pin(state.open(options.create_state_table)).await?;
+        Box::pin(state.open(options.create_state_table, config.access_patience)).await?;
         let admin = match config.admin.listen {
             None => None,
             Some(address) => Some(
@@ -139,6 +156,7 @@ impl Service {
             let account = &service.config.members[route.from].arn.account;
             let rate = f64::from(service.config.read.describe_rate);
             let budget = budgets.entry(account.clone()).or_insert_with(|| Arc::new(Rate::new(rate)));
+            service.board.expects(&route.name);
             let replicator = Box::pin(service.replicator(route, &shared, Arc::clone(budget))).await?;
             service.replicators.push(replicator);
         }
@@ -173,10 +191,14 @@ impl Service {
             })));
         }
         let begun = self.begun(route, &stream.label, shared).await?;
+        if let Some(old) = &begun.after {
+            self.new_stream(route, &stream.label, old, shared).await?;
+        }
         let not_before = match route.start {
             Start::TrimHorizon => None,
             Start::Latest => Some(begun.at - starts::MARGIN),
-            Start::At(time) => Some(time),
+            // Records have whole seconds.
+            Start::At(time) => Some(starts::whole_seconds(time)),
         };
         let leases = LeaseTable::new(
             shared.state.clone(),
@@ -195,6 +217,7 @@ impl Service {
             stamp: route.stamp.as_str().into(),
             rules: Rules { ttl_deletes: route.ttl_deletes, not_before },
             start: route.start,
+            begun: begun.at,
             on_gap: route.on_gap,
             max_drift: route.max_clock_drift,
             read: self.config.read.clone(),
@@ -229,6 +252,32 @@ impl Service {
             Err(GaveUp::Failed(failure)) => Err(ServiceError::Rows(failure)),
             Err(GaveUp::Cancelled) => Err(ServiceError::Stopped),
         }
+    }
+
+    /// The stream is not the one that the route read before: what came between the two is in neither.
+    async fn new_stream(
+        &self,
+        route: &config::Route,
+        new: &str,
+        old: &str,
+        shared: &Shared<'_>,
+    ) -> Result<(), ServiceError> {
+        let why = ServiceError::NewStream {
+            route: route.name.clone(),
+            member: self.config.members[route.from].name.clone(),
+            old: old.to_owned(),
+            new: new.to_owned(),
+        };
+        tracing::error!(route = route.name, on_gap = ?route.on_gap, "DATA MAY BE MISSING at the peers: {why}");
+        self.metrics.gaps.with_label_values(&[&route.name]).inc();
+        if route.on_gap == OnGap::Stop {
+            return Err(why);
+        }
+        let gap =
+            Gap { shard: format!("stream {old}"), after: "its last shards".to_owned(), from: None, to: None };
+        let gaps = Gaps::new(shared.state.clone(), shared.clock);
+        gaps.keep(&route.name, &gap).await.map_err(ServiceError::Rows)?;
+        starts::confirm(&shared.state, &route.name, new).await.map_err(ServiceError::Rows)
     }
 
     /// What the service shows of its work.
@@ -291,7 +340,10 @@ impl Service {
         routes.abort_all().await;
         stop_heart.cancel();
         stop_admin.cancel();
-        while helpers.join_next().await.is_some() {}
+        let leave = async { while helpers.join_next().await.is_some() {} };
+        if tokio::time::timeout(LEAVE, leave).await.is_err() {
+            helpers.abort_all().await;
+        }
         in_time.map_err(|_| ServiceError::Grace(config.grace))
     }
 }
@@ -304,6 +356,9 @@ struct Shared<'a> {
     jitter: Jitter,
     found: &'a [Option<Found>],
 }
+
+/// After the work is done, this worker's row is removed and open connections are answered, at most so long.
+const LEAVE: Duration = Duration::from_secs(2);
 
 /// The configured name, or the host's, with a suffix that makes every start another worker.
 fn worker_name(config: &config::Lease, seed: u64) -> String {

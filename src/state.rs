@@ -5,7 +5,7 @@
 
 use crate::aws::Clients;
 use crate::config;
-use crate::failure::{Class, Failure};
+use crate::failure::{Action, Class, Failure};
 use crate::telemetry::metrics::Metrics;
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::types::{
@@ -69,6 +69,15 @@ pub enum StateError {
     },
 }
 
+impl StateError {
+    fn may_pass(&self) -> bool {
+        match self {
+            Self::Call { source, .. } => source.class.action() != Action::GiveBack,
+            Self::Absent(_) | Self::Unfit { .. } | Self::NotActive(_) => false,
+        }
+    }
+}
+
 impl StateTable {
     /// The state table of a config. Sends nothing.
     #[must_use]
@@ -88,23 +97,28 @@ impl StateTable {
         &self.table
     }
 
-    /// Sees that the table is there, active and of the right shape; with `create`, makes it when it is not.
+    /// Sees that the table is there, active and of the right shape; with `create`, makes it when it is not. What
+    /// may pass, such as a policy that is not applied yet, is tried again for `patience`.
     ///
     /// # Errors
     /// [`StateError`].
-    pub async fn open(&self, create: bool) -> Result<(), StateError> {
-        let deadline = Instant::now() + Duration::from_secs(60);
+    pub async fn open(&self, create: bool, patience: Duration) -> Result<(), StateError> {
+        let (deadline, patient) = (Instant::now() + Duration::from_secs(60), Instant::now() + patience);
         let mut made = false;
         loop {
             match self.describe().await {
                 Ok(Some(true)) => break,
                 Ok(Some(false)) => {}
                 Ok(None) if made => {}
-                Ok(None) if create => {
-                    self.create().await?;
-                    made = true;
-                }
+                Ok(None) if create => match self.create().await {
+                    Err(error) if error.may_pass() && Instant::now() < patient => {}
+                    created => {
+                        created?;
+                        made = true;
+                    }
+                },
                 Ok(None) => return Err(StateError::Absent(self.table.clone())),
+                Err(error) if error.may_pass() && Instant::now() < patient => {}
                 Err(error) => return Err(error),
             }
             if Instant::now() > deadline {

@@ -6,11 +6,11 @@
 //! these marks the shard as done.
 
 use crate::change::{Change, SequenceNumber};
-use crate::config::{OnGap, Start};
-use crate::failure::{Class, Failure};
+use crate::config::OnGap;
+use crate::failure::{Action, Class, Failure};
 use crate::gaps::Gap;
 use crate::lane::{Frontier, Lane, LaneParts, Page, Position};
-use crate::lease::plan::Take;
+use crate::lease::plan::{self, Take};
 use crate::lease::row::PeerPosition;
 use crate::lease::table::{Held, HeldError};
 use crate::retry::{self, GaveUp, Pauses, Policy};
@@ -18,6 +18,7 @@ use crate::route::Route;
 use crate::stream::reader::{Place, ReadError, Reader};
 use crate::task::Tasks;
 use crate::telemetry::board::ShardStatus;
+use crate::telemetry::metrics::Counted;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -37,8 +38,6 @@ pub struct WalkerParts {
     pub held: Held,
     /// What was planned when it was taken.
     pub take: Take,
-    /// Whether this worker has just seen the shard for the first time, as the first of all workers.
-    pub fresh: bool,
     /// Cancelled when the worker should finish what it has and stop.
     pub drain: CancellationToken,
     /// Cancelled when the worker may not write any more.
@@ -70,7 +69,6 @@ pub struct Walker {
     shard: Arc<str>,
     held: Held,
     take: Take,
-    fresh: bool,
     drain: CancellationToken,
     fence: CancellationToken,
     status: Arc<ShardStatus>,
@@ -86,20 +84,18 @@ impl Walker {
     /// A walker that has not begun.
     #[must_use]
     pub fn new(parts: WalkerParts) -> Self {
-        let WalkerParts { route, held, take, fresh, drain, fence } = parts;
+        let WalkerParts { route, held, take, drain, fence } = parts;
         let shard: Arc<str> = take.seen.shard.as_str().into();
         let peers: Vec<&str> = take.starts.keys().map(String::as_str).collect();
         let status = route.board.walks(&route.name, &shard, &peers);
-        Self { route, shard, held, take, fresh, drain, fence, status }
+        Self { route, shard, held, take, drain, fence, status }
     }
 
     /// Walks the shard.
     pub async fn run(self) -> End {
-        let held = self.route.metrics.leases_held.with_label_values(&[&self.route.name]);
-        held.inc();
+        let _held = Counted::new(self.route.metrics.leases_held.with_label_values(&[&self.route.name]));
         let span = tracing::info_span!("shard", route = &*self.route.name, shard = &*self.shard);
         let end = self.walk().instrument(span).await;
-        held.dec();
         self.route.board.leaves(&self.route.name, &self.shard);
         end
     }
@@ -116,7 +112,7 @@ impl Walker {
             tasks.spawn(lane.0.run(pages));
         }
         tracing::debug!(epoch = self.held.epoch(), lanes = lanes.len(), "walking");
-        let mut reading = std::pin::pin!(self.read(senders));
+        let mut reading = Box::pin(self.read(senders));
         let mut ended = None;
         let mut ticks = tokio::time::interval(self.route.write.checkpoint_interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -125,12 +121,16 @@ impl Walker {
                 // The right to write first; then what ends; checkpoints when nothing else is due.
                 biased;
                 () = self.fence.cancelled() => return End::Lost,
-                end = &mut reading, if ended.is_none() => ended = Some(end),
+                end = &mut reading, if ended.is_none() => {
+                    self.status.reading_ended();
+                    ended = Some(end);
+                }
                 Some(lane) = tasks.join_next(), if !tasks.is_empty() => match lane {
                     Ok(true) => {}
                     Ok(false) => return End::Lost,
                     Err(panic) => {
                         tracing::error!(%panic, "a lane broke down; the shard is given back and taken again");
+                        tasks.abort_all().await;
                         return self.give_back(End::Lost).await;
                     }
                 },
@@ -156,6 +156,9 @@ impl Walker {
                 () = self.drain.cancelled() => {}
             }
             stopped.dec();
+        }
+        if end == End::Finished {
+            return self.finish().await;
         }
         self.give_back(end).await
     }
@@ -215,7 +218,17 @@ impl Walker {
     }
 
     async fn give_back(&self, end: End) -> End {
-        match self.insist(|| self.held.release()).await {
+        self.given_back(self.insist(|| self.held.release()).await, end)
+    }
+
+    /// Gives a lease back whose shard is done; its row is kept for longer than the stream keeps the shard.
+    async fn finish(&self) -> End {
+        let expires = self.route.clock.since_epoch() + 2 * plan::RETENTION;
+        self.given_back(self.insist(|| self.held.finish(expires)).await, End::Finished)
+    }
+
+    fn given_back(&self, result: Result<(), HeldError>, end: End) -> End {
+        match result {
             Ok(()) | Err(HeldError::Call(_)) => end,
             Err(HeldError::Lost) => {
                 self.lost();
@@ -265,8 +278,7 @@ impl Walker {
             place,
         );
         if self.take.suspect {
-            let error = ReadError::Trimmed { after: "its parent".to_owned() };
-            if let Some(end) = self.gap(&error, &mut reader, &lanes, &mut last).await {
+            if let Some(end) = self.gap(None, false, &mut reader, &lanes, &mut last).await {
                 return end;
             }
         }
@@ -316,18 +328,24 @@ impl Walker {
         pauses: &mut Pauses,
     ) -> Option<Reading> {
         match error {
-            ReadError::Trimmed { .. } | ReadError::Gone => self.gap(&error, reader, lanes, last).await,
+            // Nothing was read yet, and nothing was expected: the oldest record is another one by now.
+            ReadError::Trimmed { after: None } => {
+                reader.seek(Place::TrimHorizon);
+                None
+            }
+            ReadError::Trimmed { after } => self.gap(after, false, reader, lanes, last).await,
+            ReadError::Gone => self.gap(None, true, reader, lanes, last).await,
             ReadError::Undecodable(error) => Some(self.stop("undecodable", &error.to_string())),
             ReadError::Call(failure) => {
                 self.route.metrics.retried(&self.route.name, "stream", failure.class);
-                if failure.class == Class::IteratorExpired {
-                    return None;
-                }
-                self.status.read_failed(&failure);
-                let action = match failure.class.action() {
-                    crate::failure::Action::GiveBack => crate::failure::Action::RetrySlowly,
-                    action => action,
+                let action = match (failure.class, failure.class.action()) {
+                    (Class::IteratorExpired, _) => Action::RetrySoon,
+                    (_, Action::GiveBack) => Action::RetrySlowly,
+                    (_, action) => action,
                 };
+                if action == Action::RetrySlowly {
+                    self.status.read_failed(&failure);
+                }
                 let pause = pauses.next(action).unwrap_or(Policy::FOREVER.slow);
                 (!retry::pause(pause, &self.drain).await).then_some(Reading::Drained)
             }
@@ -339,10 +357,9 @@ impl Walker {
         let slowest = self.take.starts.values().min_by(|a, b| a.sequence.cmp(&b.sequence));
         let created = slowest.and_then(|position| position.created);
         let sequence: Option<SequenceNumber> = slowest.and_then(|position| position.sequence.clone());
-        let place = match (sequence, self.route.start) {
+        let place = match (sequence, self.route.rules.not_before) {
             (Some(sequence), _) => Place::After(sequence),
-            (None, Start::Latest) if self.fresh => Place::Latest,
-            (None, Start::At(time)) if self.take.seen.initial => Place::At(time),
+            (None, Some(time)) if self.take.seen.initial => Place::At(time),
             (None, _) => Place::TrimHorizon,
         };
         (place, created)
@@ -383,14 +400,14 @@ impl Walker {
     /// Records are gone: says which, keeps that, and goes on or stops as configured. `Some` when reading ends.
     async fn gap(
         &self,
-        error: &ReadError,
+        after: Option<SequenceNumber>,
+        gone: bool,
         reader: &mut Reader,
         lanes: &[mpsc::Sender<Arc<Page>>],
         last: &mut Option<SystemTime>,
     ) -> Option<Reading> {
-        let gone = *error == ReadError::Gone;
-        let nothing_read = last.is_none() && !self.take.suspect;
-        if gone && nothing_read && self.take.seen.initial {
+        let nothing_read = self.take.starts.values().all(|start| start.sequence.is_none());
+        if gone && nothing_read && self.take.seen.initial && !self.take.suspect {
             tracing::warn!(
                 "the shard aged out before it was read for the first time; the route starts after it"
             );
@@ -399,10 +416,7 @@ impl Walker {
         reader.seek(Place::TrimHorizon);
         let rest = if gone { None } else { reader.read().await.ok() };
         let to = rest.as_ref().and_then(|read| read.changes.first()).map(|change| change.created);
-        let after = match error {
-            ReadError::Trimmed { after } => after.clone(),
-            _ => "the last checkpoint".to_owned(),
-        };
+        let after = after.map_or_else(|| "the last checkpoint".to_owned(), |after| after.to_string());
         let gap = Gap { shard: self.shard.to_string(), after, from: *last, to };
         self.route.metrics.gaps.with_label_values(&[&self.route.name]).inc();
         tracing::error!(

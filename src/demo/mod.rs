@@ -87,7 +87,8 @@ pub async fn run(
     show: &mut (dyn FnMut(&Progress) + Send),
 ) -> Result<Figures, DemoError> {
     let Options { length, rate, seed } = options;
-    let stage = Stage::build(seed).await?;
+    // Setting up makes one large future, once.
+    let stage = Box::pin(Stage::build(seed)).await?;
     let denied_before_policies = stage.denied().await?;
     stage.let_in()?;
     let source = stage.source();

@@ -43,8 +43,10 @@ struct Inner {
     /// Cancelled when this worker may not write any more; a new one after it lives again.
     fence: CancellationToken,
     others: BTreeMap<String, Seen>,
-    /// When the others' rows were first read.
-    watching: Option<Instant>,
+    /// Owners that had no row, since they were first looked for.
+    missing: BTreeMap<String, Instant>,
+    /// When the others' rows were last read.
+    looked: Option<Instant>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -65,7 +67,14 @@ impl Heart {
         jitter: Jitter,
     ) -> Self {
         let fence = CancellationToken::new();
-        let inner = Inner { counter: 0, beaten: None, fence, others: BTreeMap::new(), watching: None };
+        let inner = Inner {
+            counter: 0,
+            beaten: None,
+            fence,
+            others: BTreeMap::new(),
+            missing: BTreeMap::new(),
+            looked: None,
+        };
         let (duration, interval) = (config.duration, config.renew_interval);
         Self { state, worker, clock, duration, interval, request_timeout, jitter, inner: Mutex::new(inner) }
     }
@@ -80,20 +89,27 @@ impl Heart {
     #[must_use]
     pub fn fence(&self) -> Option<CancellationToken> {
         let inner = lock(&self.inner);
-        (inner.beaten.is_some() && !inner.fence.is_cancelled()).then(|| inner.fence.clone())
+        let fresh = inner.beaten.is_some_and(|beaten| beaten.elapsed() < self.margin());
+        (fresh && !inner.fence.is_cancelled()).then(|| inner.fence.clone())
     }
 
     /// Owners whose leases may be taken: their counter has stood still for a lease's duration, or they have had
-    /// no row for that long.
+    /// no row for that long, as far as this worker has looked: time in which it did not look proves nothing.
     #[must_use]
     pub fn dead<'a>(&self, owners: impl IntoIterator<Item = &'a str>) -> BTreeSet<String> {
-        let inner = lock(&self.inner);
-        let long_ago = |since: Instant| since.elapsed() >= self.duration;
-        let dead = |owner: &&str| match inner.others.get(*owner) {
-            Some(seen) => long_ago(seen.changed),
-            None => inner.watching.is_some_and(long_ago),
-        };
-        owners.into_iter().filter(|o| **o != *self.worker).filter(dead).map(str::to_owned).collect()
+        let mut inner = lock(&self.inner);
+        let Some(looked) = inner.looked else { return BTreeSet::new() };
+        let mut dead = BTreeSet::new();
+        for owner in owners.into_iter().filter(|owner| **owner != *self.worker) {
+            let since = match inner.others.get(owner) {
+                Some(seen) => seen.changed,
+                None => *inner.missing.entry(owner.to_owned()).or_insert_with(Instant::now),
+            };
+            if looked.saturating_duration_since(since) >= self.duration {
+                dead.insert(owner.to_owned());
+            }
+        }
+        dead
     }
 
     /// Beats until `stop`; then this worker's row is removed.
@@ -168,7 +184,9 @@ impl Heart {
                 (worker.to_owned(), same.unwrap_or(Seen { counter, changed: now }))
             })
             .collect();
-        inner.watching.get_or_insert(now);
+        let others = std::mem::take(&mut inner.missing).into_iter();
+        inner.missing = others.filter(|(owner, _)| !inner.others.contains_key(owner)).collect();
+        inner.looked = Some(now);
         Ok(())
     }
 

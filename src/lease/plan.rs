@@ -25,6 +25,8 @@ pub struct View<'a> {
     pub walking: &'a BTreeSet<String>,
     /// Whether the route starts with what is written from now on, not with what the stream still has.
     pub from_now: bool,
+    /// When the first worker of the route saw the stream first.
+    pub begun: SystemTime,
     /// The time.
     pub now: SystemTime,
 }
@@ -66,19 +68,18 @@ impl Take {
 }
 
 /// A record is gone after this.
-const RETENTION: Duration = Duration::from_secs(24 * 3600);
+pub const RETENTION: Duration = Duration::from_secs(24 * 3600);
 
 /// Decides. Rows are added parents first; takes are in the order of the rows.
 #[must_use]
 pub fn plan(view: &View<'_>) -> Vec<Action> {
     let rows: BTreeMap<&str, &Lease> = view.leases.iter().map(|l| (l.shard.as_str(), l)).collect();
     let listed: BTreeSet<&str> = view.listed.iter().map(|s| s.id.as_str()).collect();
-    let first = view.leases.is_empty();
     let mut actions: Vec<Action> = view
         .listed
         .iter()
         .filter(|shard| !rows.contains_key(shard.id.as_str()))
-        .map(|shard| Action::Add(new_row(shard, view, first)))
+        .map(|shard| Action::Add(new_row(shard, view)))
         .collect();
     let known = |id: &str| rows.contains_key(id) || listed.contains(id);
     for lease in view.leases {
@@ -107,12 +108,21 @@ pub fn plan(view: &View<'_>) -> Vec<Action> {
     actions
 }
 
+fn age(since: SystemTime, now: SystemTime) -> Duration {
+    now.duration_since(since).unwrap_or_default()
+}
+
 /// A peer that came to the route after a shard was gone has nothing to do there.
 fn is_done(lease: &Lease, peer: &str, listed: bool) -> bool {
     lease.peers.get(peer).map_or(!listed, |p| p.done)
 }
 
-fn new_row(shard: &Shard, view: &View<'_>, initial: bool) -> Lease {
+fn new_row(shard: &Shard, view: &View<'_>) -> Lease {
+    // By what all workers see alike, so that they agree whoever adds the row, and whenever.
+    let initial = match graph::born(&shard.id) {
+        Some(born) => born <= view.begun,
+        None => view.leases.is_empty(),
+    };
     let done = initial && view.from_now && shard.closed;
     let peer = |name: &&str| ((*name).to_owned(), PeerPosition { done, ..PeerPosition::default() });
     Lease {
@@ -134,13 +144,14 @@ fn take(lease: &Lease, parent: Option<&Lease>, peers: &[&str], view: &View<'_>) 
         ((*peer).to_owned(), position)
     };
     let unread = |peer: &&str| lease.peers.get(*peer).is_some_and(|p| p.position.sequence.is_none());
-    let old = graph::born(&lease.shard)
-        .is_some_and(|born| view.now.duration_since(born).unwrap_or_default() >= RETENTION);
+    let old = graph::born(&lease.shard).is_some_and(|born| age(born, view.now) >= RETENTION);
     let orphan = parent.is_none() && lease.parent.is_some();
+    // What was there at the start counts as expected from then on.
+    let expected = if lease.initial { old && age(view.begun, view.now) >= RETENTION } else { old || orphan };
     Take {
         seen: lease.clone(),
         starts: peers.iter().map(start).collect(),
-        suspect: !lease.initial && (old || orphan) && peers.iter().any(unread),
+        suspect: expected && peers.iter().any(unread),
     }
 }
 
@@ -180,11 +191,12 @@ mod tests {
         dead: BTreeSet<String>,
         from_now: bool,
         peers: Vec<&'static str>,
+        begun: u64,
     }
 
     impl World {
         fn of(leases: Vec<Lease>, listed: Vec<Shard>) -> Self {
-            Self { leases, listed, dead: BTreeSet::new(), from_now: false, peers: vec!["b"] }
+            Self { leases, listed, dead: BTreeSet::new(), from_now: false, peers: vec!["b"], begun: NOW - 40 }
         }
 
         fn plan(&self) -> Vec<Action> {
@@ -197,6 +209,7 @@ mod tests {
                 dead: &self.dead,
                 walking: &BTreeSet::new(),
                 from_now: self.from_now,
+                begun: UNIX_EPOCH + Duration::from_secs(self.begun),
                 now: UNIX_EPOCH + Duration::from_secs(NOW),
             })
         }
@@ -290,6 +303,27 @@ mod tests {
         world.leases[1].shard = child.clone();
         world.listed[0].id = child;
         assert!(!world.takes()[0].suspect);
+    }
+
+    #[test]
+    fn what_was_there_at_the_start_is_initial_whoever_adds_it() {
+        let (old, new) = (id(100, "o"), id(10, "n"));
+        let other = lease(&id(99, "x"), None, false);
+        let world = World::of(vec![other], vec![shard(&old, None, false), shard(&new, None, false)]);
+        let initial = |action| match action {
+            Action::Add(row) => Some(row.initial),
+            Action::Take(_) => None,
+        };
+        assert_eq!(world.plan().into_iter().filter_map(initial).collect::<Vec<_>>(), [true, false]);
+    }
+
+    #[test]
+    fn an_initial_shard_is_suspect_once_the_route_is_older_than_its_records() {
+        let name = id(100_000, "a");
+        let mut world = World::of(vec![lease(&name, None, false)], vec![shard(&name, None, true)]);
+        assert!(!world.takes()[0].suspect);
+        world.begun = NOW - 90_000;
+        assert!(world.takes()[0].suspect);
     }
 
     #[test]

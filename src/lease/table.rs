@@ -4,12 +4,13 @@
 
 use crate::failure::{Class, Failure};
 use crate::lease::row::{self, EPOCH, HLC, Lease, OWNER, PEERS, PeerPosition};
-use crate::state::{PK, Row, SK, StateTable, number, text};
+use crate::state::{EXPIRES, PK, Row, SK, StateTable, number, text};
 use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
 use aws_sdk_dynamodb::operation::update_item::builders::UpdateItemFluentBuilder;
 use aws_sdk_dynamodb::types::{AttributeValue, ReturnValue, ReturnValuesOnConditionCheckFailure};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The leases of one route on one stream. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -171,6 +172,20 @@ impl Held {
     /// [`HeldError`].
     pub async fn release(&self) -> Result<(), HeldError> {
         self.send(self.mine().update_expression("REMOVE #owner").condition_expression(HELD)).await
+    }
+
+    /// Gives the lease of a shard back that is done; its row expires at `expires` since 1970.
+    ///
+    /// # Errors
+    /// [`HeldError`].
+    pub async fn finish(&self, expires: Duration) -> Result<(), HeldError> {
+        let request = self
+            .mine()
+            .update_expression("REMOVE #owner SET #expires = :expires")
+            .condition_expression(HELD)
+            .expression_attribute_names("#expires", EXPIRES)
+            .expression_attribute_values(":expires", number(expires.as_secs()));
+        self.send(request).await
     }
 
     fn mine(&self) -> UpdateItemFluentBuilder {

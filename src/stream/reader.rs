@@ -5,7 +5,7 @@
 //! silent jump. One call is one request: pauses and retries belong to the caller.
 
 use crate::change::{Change, DecodeError, SequenceNumber};
-use crate::failure::{Class, Failure};
+use crate::failure::{Action, Class, Failure};
 use aws_sdk_dynamodbstreams::Client;
 use aws_sdk_dynamodbstreams::types::ShardIteratorType;
 use std::sync::Arc;
@@ -16,9 +16,6 @@ use std::time::SystemTime;
 pub enum Place {
     /// The oldest record that is left.
     TrimHorizon,
-    /// What comes from now on. Once only: opened anew it would jump over what came in between, so then it is
-    /// the oldest record, and the route's start time sorts out what is too old.
-    Latest,
     /// The first record at or after a time, where the endpoint knows how; else the oldest.
     At(SystemTime),
     /// After a record.
@@ -29,10 +26,10 @@ pub enum Place {
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum ReadError {
     /// The records after the place are gone: data was lost. The reader keeps its place.
-    #[error("the records after {after} were trimmed before they were read")]
+    #[error("records were trimmed before they were read")]
     Trimmed {
-        /// The last record that was read, or `the beginning`.
-        after: String,
+        /// The last record that was read; `None` when none was.
+        after: Option<SequenceNumber>,
     },
     /// The shard is gone with all its records.
     #[error("the shard does not exist any more")]
@@ -84,13 +81,7 @@ impl Reader {
     pub async fn read(&mut self) -> Result<Read, ReadError> {
         let iterator = match self.iterator.take() {
             Some(iterator) => iterator,
-            None => {
-                let iterator = self.open().await?;
-                if self.place == Place::Latest {
-                    self.place = Place::TrimHorizon;
-                }
-                iterator
-            }
+            None => self.open().await?,
         };
         let answer = self.client.get_records().shard_iterator(&iterator).send().await;
         let answer = match answer.map_err(Failure::from) {
@@ -101,6 +92,8 @@ impl Reader {
                     Class::IteratorExpired => {}
                     Class::Trimmed => return Err(self.trimmed()),
                     Class::NotFound => return Err(ReadError::Gone),
+                    // Refused for good: another iterator may do.
+                    class if class.action() == Action::GiveBack => {}
                     _ => self.iterator = Some(iterator),
                 }
                 return Err(ReadError::Call(failure));
@@ -136,7 +129,6 @@ impl Reader {
         let request = self.client.get_shard_iterator().stream_arn(&*self.stream).shard_id(&*self.shard);
         let request = match place {
             Place::TrimHorizon => request.shard_iterator_type(ShardIteratorType::TrimHorizon),
-            Place::Latest => request.shard_iterator_type(ShardIteratorType::Latest),
             Place::At(time) => {
                 request.shard_iterator_type(ShardIteratorType::AtTimestamp).timestamp((*time).into())
             }
@@ -152,8 +144,8 @@ impl Reader {
 
     fn trimmed(&self) -> ReadError {
         let after = match &self.place {
-            Place::After(sequence) => sequence.to_string(),
-            Place::TrimHorizon | Place::Latest | Place::At(_) => "the beginning".to_owned(),
+            Place::After(sequence) => Some(sequence.clone()),
+            Place::TrimHorizon | Place::At(_) => None,
         };
         ReadError::Trimmed { after }
     }

@@ -28,6 +28,8 @@ struct Shared {
 struct RouteEntry {
     listed: Instant,
     trouble: Option<String>,
+    /// The stream is off: nothing will come any more.
+    off: bool,
     shards: BTreeMap<String, Arc<ShardStatus>>,
 }
 
@@ -44,6 +46,8 @@ struct ShardInner {
     trouble: Option<String>,
     stopped: Option<String>,
     unsaved: Option<Instant>,
+    /// There is nothing more to read.
+    ended: bool,
 }
 
 /// One lane of a shard, as seen from outside.
@@ -127,6 +131,25 @@ impl Board {
         entry(&mut lock(&self.shared), route).trouble = Some(why.to_owned());
     }
 
+    /// A route will be worked on: from now on it must be listed.
+    pub fn expects(&self, route: &str) {
+        entry(&mut lock(&self.shared), route);
+    }
+
+    /// Whether a route's stream takes records.
+    pub fn stream_is(&self, route: &str, on: bool) {
+        let mut shared = lock(&self.shared);
+        let entry = entry(&mut shared, route);
+        if !on && !entry.off {
+            tracing::error!(
+                route,
+                "the source's stream was turned off: nothing more will come; turn it on again, allow the new \
+                 stream in its own resource policy, and restart"
+            );
+        }
+        entry.off = !on;
+    }
+
     /// Every route has been listed once.
     pub fn ready(&self) {
         lock(&self.shared).ready = true;
@@ -153,7 +176,7 @@ impl Board {
             };
             Arc::new(LaneStatus { peer: (*peer).to_owned(), inner: Mutex::new(inner) })
         };
-        let inner = ShardInner { read: now, trouble: None, stopped: None, unsaved: None };
+        let inner = ShardInner { read: now, trouble: None, stopped: None, unsaved: None, ended: false };
         let lanes = peers.iter().map(lane).collect();
         let status = Arc::new(ShardStatus { inner: Mutex::new(inner), lanes });
         entry(&mut lock(&self.shared), route).shards.insert(shard.to_owned(), Arc::clone(&status));
@@ -177,6 +200,9 @@ impl Board {
                 let seconds = route.listed.elapsed().as_secs();
                 problems.push(format!("route {name}: its shards were last listed {seconds} s ago: {why}"));
             }
+            if route.off {
+                problems.push(format!("route {name}: the source's stream was turned off"));
+            }
             let shards = route.shards.iter().map(|(shard, status)| {
                 (shard.clone(), status.picture(name, shard, stall_after, &mut problems))
             });
@@ -197,6 +223,11 @@ impl ShardStatus {
     pub fn read(&self) {
         let mut inner = lock(&self.inner);
         (inner.read, inner.trouble) = (Instant::now(), None);
+    }
+
+    /// There is nothing more to read.
+    pub fn reading_ended(&self) {
+        lock(&self.inner).ended = true;
     }
 
     /// A read failed and will be tried again.
@@ -220,10 +251,18 @@ impl ShardStatus {
     }
 
     fn picture(&self, route: &str, shard: &str, stall: Duration, problems: &mut Vec<String>) -> ShardPicture {
+        // A reader that waits for its lanes reads nothing, and that is right.
+        let waits = self.lanes.iter().any(|lane| lock(&lane.inner).pending > 0);
         let inner = lock(&self.inner);
+        if let Some(since) = inner.unsaved.filter(|since| since.elapsed() > stall) {
+            let seconds = since.elapsed().as_secs();
+            problems.push(format!(
+                "route {route}: shard {shard}: no checkpoint could be written for {seconds} s"
+            ));
+        }
         if let Some(why) = &inner.stopped {
             problems.push(format!("route {route}: shard {shard} stopped: {why}"));
-        } else if inner.read.elapsed() > stall {
+        } else if !inner.ended && !waits && inner.read.elapsed() > stall {
             let (seconds, why) =
                 (inner.read.elapsed().as_secs(), inner.trouble.as_deref().unwrap_or("unknown cause"));
             problems.push(format!("route {route}: shard {shard} was last read {seconds} s ago: {why}"));
@@ -297,6 +336,7 @@ fn entry<'a>(shared: &'a mut Shared, route: &str) -> &'a mut RouteEntry {
     shared.routes.entry(route.to_owned()).or_insert_with(|| RouteEntry {
         listed: Instant::now(),
         trouble: None,
+        off: false,
         shards: BTreeMap::new(),
     })
 }

@@ -5,7 +5,9 @@
 
 use crate::failure::Class;
 use prometheus::core::Collector;
-use prometheus::{Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry};
+use prometheus::{
+    Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+};
 
 /// The metrics of a process. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -48,6 +50,25 @@ pub struct Metrics {
     pub stamps_disbelieved: IntCounterVec,
     /// 1 while the work goes on, 0 when `/healthz` fails.
     pub healthy: Gauge,
+}
+
+/// Counts in a gauge for as long as it lives, however it ends.
+#[derive(Debug)]
+pub struct Counted(IntGauge);
+
+impl Counted {
+    /// One more, until it is dropped.
+    #[must_use]
+    pub fn new(gauge: IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
 }
 
 /// A metric's entry in the documentation.

@@ -299,9 +299,14 @@ async fn a_worker_is_dead_when_its_counter_stands_still_for_a_lease() {
     }
     two.beat().await.unwrap();
     assert_eq!(two.dead(["one", "never seen"]).into_iter().collect::<Vec<_>>(), ["never seen"]);
-    tokio::time::sleep(config.duration).await;
+    // Time in which it did not look proves nothing; and its own right to write is gone by then.
+    tokio::time::sleep(config.duration * 2).await;
+    assert!(two.dead(["one"]).is_empty());
+    assert!(two.fence().is_none());
+    // A worker that came after the last look is not dead because it was never seen.
+    assert!(two.dead(["new"]).is_empty());
     two.beat().await.unwrap();
-    assert_eq!(two.dead(["one"]).len(), 1);
+    assert_eq!(two.dead(["one", "new"]).into_iter().collect::<Vec<_>>(), ["one"]);
 }
 
 #[tokio::test(start_paused = true)]

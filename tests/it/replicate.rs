@@ -1,9 +1,9 @@
 //! One-way replication across accounts, on the sandbox, in virtual time.
 
-use crate::sandbox_support::s;
-use crate::world::{PEERS, World, eventually, with};
+use crate::sandbox_support::{Client, s};
+use crate::world::{PEERS, World, eventually, resource_policy, with};
 use aws_sdk_dynamodb::primitives::Blob;
-use aws_sdk_dynamodb::types::AttributeValue;
+use aws_sdk_dynamodb::types::{AttributeValue, StreamSpecification};
 use shardwalker::sandbox::Options;
 use shardwalker::sandbox::faults::{Effect, Rule, Weather};
 use std::collections::HashMap;
@@ -319,7 +319,6 @@ async fn latest_and_a_time_leave_out_what_was_before() {
     let world = World::new();
     world.put("before", "x").await;
     tokio::time::sleep(Duration::from_secs(3600)).await;
-    let middle = humantime::format_rfc3339_seconds(world.sandbox.clock().now()).to_string();
     world.put("between", "x").await;
     tokio::time::sleep(Duration::from_secs(3600)).await;
     let latest = world.start(world.config("start = \"latest\"", "")).await;
@@ -339,7 +338,6 @@ async fn latest_and_a_time_leave_out_what_was_before() {
     let world = World::new();
     world.put("before", "x").await;
     tokio::time::sleep(Duration::from_secs(7200)).await;
-    let _ = middle;
     let middle = humantime::format_rfc3339_seconds(world.sandbox.clock().now()).to_string();
     world.put("between", "x").await;
     let at = world.start(world.config(&format!("start = \"{middle}\""), "")).await;
@@ -398,5 +396,99 @@ async fn idle_shards_are_read_about_once_a_second_and_busy_ones_within_their_rat
     }
     world.until_equal().await;
     assert_eq!(worker.metric("shardwalker_retries_total", &["at=\"stream\""]), 0.0, "never over the rate");
+    worker.stop().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_was_made_again_with_other_keys_gets_no_dead_letters() {
+    let world = World::new();
+    let worker = world.worker().await;
+    world.load(10, 20, 1).await;
+    world.until_equal().await;
+    let (account, region) = PEERS[0];
+    let admin = Client::admin(&world.sandbox, account);
+    admin.db.delete_table().table_name("orders-copy").send().await.unwrap();
+    let other = world.sandbox.create_table(account, region, "orders-copy", &["other"], None).unwrap();
+    let policy = resource_policy(&other, &["DescribeTable", "PutItem", "DeleteItem"]);
+    world.sandbox.put_resource_policy(&other, &policy).unwrap();
+    world.load(10, 20, 2).await;
+    let stands = || worker.problems().iter().any(|problem| problem.contains("EveryWriteRefused"));
+    eventually("it stands still and says why", stands).await;
+    assert_eq!(worker.metric("shardwalker_dead_letters_total", &[]), 0.0);
+    // The right table comes back: nothing was lost.
+    admin.db.delete_table().table_name("orders-copy").send().await.unwrap();
+    let right = world.sandbox.create_table(account, region, "orders-copy", &["id"], None).unwrap();
+    let policy = resource_policy(&right, &["DescribeTable", "PutItem", "DeleteItem"]);
+    world.sandbox.put_resource_policy(&right, &policy).unwrap();
+    eventually("all of it is applied", || worker.problems().is_empty()).await;
+    worker.stop().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_was_turned_off_is_a_problem_and_a_new_one_needs_a_decision() {
+    let world = World::new();
+    let worker = world.worker().await;
+    world.load(10, 20, 1).await;
+    world.until_equal().await;
+    let stream = |on: bool| {
+        let specification = StreamSpecification::builder().stream_enabled(on);
+        let view = on.then_some(aws_sdk_dynamodb::types::StreamViewType::NewAndOldImages);
+        let specification = specification.set_stream_view_type(view).build().unwrap();
+        world.app.db.update_table().table_name("orders").stream_specification(specification).send()
+    };
+    stream(false).await.unwrap();
+    let off = || worker.problems().iter().any(|problem| problem.contains("was turned off"));
+    eventually("health says so", off).await;
+    worker.stop().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    stream(true).await.unwrap();
+    world.allow_source();
+    world.put("in the new stream", "x").await;
+
+    for _ in 0..2 {
+        let said = world.build(world.config("", "")).await.err().unwrap().to_string();
+        assert!(said.contains("route copy: the stream of source was turned off and on"), "{said}");
+    }
+    let worker = world.start(world.config("on_gap = \"continue\"", "")).await;
+    world.until_equal().await;
+    assert_eq!(worker.metric("shardwalker_gaps_total", &[]), 1.0);
+    assert_eq!(world.rows("gaps#copy").len(), 1);
+    worker.stop().await.unwrap();
+    world.build(world.config("", "")).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_workers_that_start_together_on_an_old_table_find_no_gaps() {
+    // Roots name a parent that was trimmed long ago.
+    let world = World::new();
+    world.load(20, 50, 1).await;
+    tokio::time::sleep(Duration::from_secs(5 * 3600)).await;
+    world.sandbox.roll_over(&world.source, None).unwrap();
+    tokio::time::sleep(Duration::from_secs(23 * 3600)).await;
+    world.load(20, 50, 2).await;
+    tokio::time::sleep(Duration::from_secs(2 * 3600)).await;
+    let (one, two) = futures::join!(world.worker(), world.worker());
+    world.load(20, 50, 3).await;
+    let changes =
+        || one.metric("shardwalker_changes_total", &[]) + two.metric("shardwalker_changes_total", &[]);
+    eventually("changes are applied", || changes() > 0.0).await;
+    for worker in [one, two] {
+        assert_eq!(worker.metric("shardwalker_gaps_total", &[]), 0.0);
+        assert_eq!(worker.problems(), Vec::<String>::new());
+        worker.stop().await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_that_was_away_for_longer_than_the_retention_says_so_even_of_shards_it_never_read() {
+    let world = World::new();
+    let worker = world.worker().await;
+    eventually("it walks", || worker.metric("shardwalker_pages_read_total", &[]) >= 2.0).await;
+    worker.stop().await.unwrap();
+    world.load(20, 50, 1).await;
+    tokio::time::sleep(Duration::from_secs(30 * 3600)).await;
+    let worker = world.worker().await;
+    let stopped = || worker.metric("shardwalker_shards_stopped", &["gap"]) >= 2.0;
+    eventually("both shards stopped", stopped).await;
     worker.stop().await.unwrap();
 }
