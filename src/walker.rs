@@ -277,10 +277,10 @@ impl Walker {
             Arc::clone(&self.route.stamp),
             place,
         );
-        if self.take.suspect {
-            if let Some(end) = self.gap(None, false, &mut reader, &lanes, &mut last).await {
-                return end;
-            }
+        if self.take.suspect
+            && let Some(end) = self.gap(None, false, &mut reader, &lanes, &mut last).await
+        {
+            return end;
         }
         let mut pauses = Pauses::new(Policy::FOREVER, self.route.jitter.clone());
         let mut wait = self.route.read.min_interval;
