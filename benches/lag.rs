@@ -1,5 +1,5 @@
 //! Lag at a load of half the limit: from the moment when a record could be read to the moment when its write
-//! arrives at the peer, on a canned endpoint.
+//! at the peer is answered, on a canned endpoint.
 //!
 //! First the limit: all records can be read at once. Then the load: every record becomes readable at a moment of
 //! its own, evenly over all shards. A record's creation time has whole seconds, so the metric of the service
@@ -14,6 +14,10 @@ mod endpoint;
 #[expect(dead_code, reason = "the benchmarks share it, and each uses a part")]
 #[path = "support/records.rs"]
 mod records;
+#[path = "support/settings.rs"]
+mod settings;
+#[path = "support/watch.rs"]
+mod watch;
 
 use anyhow::{Context, ensure};
 use bytes::Bytes;
@@ -30,6 +34,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use watch::watched;
 
 #[derive(Parser)]
 struct Arguments {
@@ -122,11 +127,11 @@ impl Load {
             shards: SHARDS,
             peers: 1,
             read: Box::new(move |shard, from| reading.page(shard, from)),
-            put: Box::new(move |body| writing.note(body)),
         });
+        let mut options = endpoint.options();
+        options.base.http = options.base.http.map(|http| watched(http, move |body| writing.note(body)));
         let drain = CancellationToken::new();
-        let service =
-            Service::build(endpoint.config(read, IN_FLIGHT), endpoint.options(), drain.clone()).await?;
+        let service = Service::build(settings::config(1, read, IN_FLIGHT), options, drain.clone()).await?;
         let mut tasks = Tasks::new();
         tasks.spawn(service.run());
         let begun = *load.begun.get_or_init(Instant::now);

@@ -10,6 +10,8 @@
 #[expect(dead_code, reason = "the benchmarks share it, and each uses a part")]
 #[path = "support/endpoint.rs"]
 mod endpoint;
+#[path = "support/settings.rs"]
+mod settings;
 
 use anyhow::{Context, ensure};
 use clap::Parser;
@@ -68,10 +70,9 @@ async fn measure(arguments: &Arguments) -> anyhow::Result<()> {
             }
             endpoint::page(shard, [], position)
         }),
-        put: Box::new(|_| ()),
     });
     let drain = CancellationToken::new();
-    let config = endpoint.config(Read::default(), Write::default().in_flight);
+    let config = settings::config(arguments.peers, Read::default(), Write::default().in_flight);
     let service = Service::build(config, endpoint.options(), drain.clone()).await?;
     let begun = Instant::now();
     let mut tasks = Tasks::new();

@@ -10,6 +10,8 @@ mod endpoint;
 #[expect(dead_code, reason = "the benchmarks share it, and each uses a part")]
 #[path = "support/records.rs"]
 mod records;
+#[path = "support/settings.rs"]
+mod settings;
 
 use anyhow::Context;
 use aws_sdk_dynamodb::types::AttributeValue;
@@ -22,6 +24,7 @@ use aws_smithy_types::config_bag::ConfigBag;
 use criterion::{BatchSize, Criterion};
 use endpoint::{Endpoint, Script};
 use records::Kind;
+use settings::STAMP;
 use shardwalker::apply::{self, Rules, Step};
 use shardwalker::aws::Aws;
 use shardwalker::change::Change;
@@ -32,20 +35,15 @@ use std::time::Duration;
 
 /// A full page: 1 MB of records.
 const RECORDS: usize = 500;
-const STAMP: &str = "shardwalker";
 const RULES: Rules = Rules { ttl_deletes: true, not_before: None };
 
 fn main() -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let records: Vec<Vec<u8>> = (0..RECORDS).map(|index| records::record(index, Kind::Modify)).collect();
     let page = endpoint::page(0, records.iter().map(Vec::as_slice), RECORDS);
-    let endpoint = Endpoint::new(Script {
-        shards: 1,
-        peers: 1,
-        read: Box::new(move |_, _| page.clone()),
-        put: Box::new(|_| ()),
-    });
-    let clients = runtime.block_on(async { Aws::new(endpoint.base()).clients(&Endpoint::access()).await });
+    let endpoint = Endpoint::new(Script { shards: 1, peers: 1, read: Box::new(move |_, _| page.clone()) });
+    let clients =
+        runtime.block_on(async { Aws::new(endpoint.options().base).clients(&settings::access()).await });
     let read = || async { clients.streams.get_records().shard_iterator("0:0").send().await };
     let records: Vec<Record> = runtime.block_on(read())?.records.context("a page without records")?;
     let changes: Vec<Change> =
@@ -95,7 +93,7 @@ fn main() -> anyhow::Result<()> {
 async fn encode(client: &aws_sdk_dynamodb::Client, content: &Item, stamp: &str) -> bool {
     let mut item = content.0.clone();
     item.insert(STAMP.to_owned(), AttributeValue::S(stamp.to_owned()));
-    let request = client.put_item().table_name(Endpoint::peer_arn(0)).set_item(Some(item));
+    let request = client.put_item().table_name(settings::table(1).to_string()).set_item(Some(item));
     request.customize().interceptor(Unsigned).send().await.is_err()
 }
 

@@ -1,5 +1,7 @@
 //! Throughput of the whole path over a bare loop of the same conditional PutItem: the same SDK clients, the
-//! same concurrency and the same canned endpoint, taking turns in one run.
+//! same concurrency and the same endpoint, taking turns in one run. The endpoint is a canned one that answers at
+//! once, so that the data path is what holds everything up, and then the embedded sandbox through its in-process
+//! door.
 //!
 //! The path is a [`Service`] as the binary builds it: GetRecords, decoding, lanes, conditional puts, checkpoints.
 //! The bare loop sends what the path sends, from items that are ready in memory. Each round measures the loop,
@@ -13,18 +15,23 @@ mod endpoint;
 #[expect(dead_code, reason = "the benchmarks share it, and each uses a part")]
 #[path = "support/records.rs"]
 mod records;
+#[path = "support/settings.rs"]
+mod settings;
+#[path = "support/watch.rs"]
+mod watch;
+#[path = "support/worlds.rs"]
+mod worlds;
 
 use anyhow::{Context, ensure};
 use aws_sdk_dynamodb::types::{AttributeValue, ReturnValuesOnConditionCheckFailure};
-use bytes::Bytes;
 use clap::Parser;
-use endpoint::{Endpoint, Script};
 use records::Kind;
 use serde_json::{Value, json};
+use settings::STAMP;
 use shardwalker::aws::Aws;
 use shardwalker::config::Read;
 use shardwalker::item::Item;
-use shardwalker::service::Service;
+use shardwalker::service::{Options, Service};
 use shardwalker::task::Tasks;
 use shardwalker::version::{Hlc, Stamp, Version};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -33,6 +40,8 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use watch::watched;
+use worlds::{SHARDS, Work, World};
 
 #[derive(Parser)]
 struct Arguments {
@@ -54,20 +63,19 @@ struct Case {
     name: &'static str,
     kind: Kind,
     peers: usize,
+    sandbox: bool,
 }
 
-const CASES: [Case; 3] = [
-    Case { name: "modify", kind: Kind::Modify, peers: 1 },
-    Case { name: "insert", kind: Kind::Insert, peers: 1 },
-    Case { name: "modify, 2 peers", kind: Kind::Modify, peers: 2 },
+const CASES: [Case; 5] = [
+    Case { name: "canned modify", kind: Kind::Modify, peers: 1, sandbox: false },
+    Case { name: "canned insert", kind: Kind::Insert, peers: 1, sandbox: false },
+    Case { name: "canned modify, 2 peers", kind: Kind::Modify, peers: 2, sandbox: false },
+    Case { name: "sandbox modify", kind: Kind::Modify, peers: 1, sandbox: true },
+    Case { name: "sandbox insert", kind: Kind::Insert, peers: 1, sandbox: true },
 ];
 
 /// Requests under way in the loop, and in all lanes of the path together.
 const CONCURRENCY: usize = 64;
-/// So many that the rate at which one shard may be read is no limit.
-const SHARDS: usize = 4;
-/// Records of a page: 1 MB of them, which is all that GetRecords gives.
-const PAGE: usize = 500;
 /// A round that takes longer than this is stuck.
 const PATIENCE: Duration = Duration::from_secs(300);
 
@@ -75,7 +83,7 @@ fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     println!(
-        "{:<16} {:>8} {:>8} {:>6} {:>13} {:>9} {:>9} {:>6}",
+        "{:<24} {:>8} {:>8} {:>6} {:>13} {:>9} {:>9} {:>6}",
         "", "bare/s", "path/s", "ratio", "(min to max)", "bare CPU", "path CPU", "ratio"
     );
     let mut report = serde_json::Map::new();
@@ -94,6 +102,7 @@ struct Took {
 }
 
 /// Counts puts, and keeps the last one.
+#[derive(Default)]
 struct Puts {
     seen: AtomicUsize,
     target: AtomicUsize,
@@ -130,30 +139,18 @@ impl Puts {
 }
 
 async fn measure(case: &Case, arguments: &Arguments) -> anyhow::Result<Value> {
-    let per_shard = arguments.records / SHARDS;
-    let (records, puts) = (per_shard * SHARDS, per_shard * SHARDS * case.peers);
-    let pages: Vec<Vec<Bytes>> = (0..SHARDS).map(|shard| pages(case.kind, shard, per_shard)).collect();
-    let counted = Arc::new(Puts {
-        seen: AtomicUsize::new(0),
-        target: AtomicUsize::new(0),
-        reached: Notify::new(),
-        last: Mutex::default(),
-    });
-    let counting = Arc::clone(&counted);
-    let endpoint = Endpoint::new(Script {
-        shards: SHARDS,
-        peers: case.peers,
-        read: Box::new(move |shard, number| pages[shard][number.min(pages[shard].len() - 1)].clone()),
-        put: Box::new(move |body| counting.note(body)),
-    });
-    let items: Arc<Vec<Item>> = Arc::new((0..records).map(|index| records::item(index, 2)).collect());
+    let work = Work { kind: case.kind, records: arguments.records, peers: case.peers };
+    let world = if case.sandbox { World::Sandbox } else { World::canned(work) };
+    let puts = work.records * work.peers;
+    let counted = Arc::new(Puts::default());
+    let items: Arc<Vec<Item>> = Arc::new((0..work.records).map(|index| records::item(index, 2)).collect());
     let mut rounds = Vec::new();
     for _ in 0..arguments.rounds {
-        let before = bare(&endpoint, case, &items, &counted).await?;
+        let before = bare(prepare(&world, work, &counted).await?, work, &items, &counted).await?;
         let bare_shape = counted.shape()?;
-        let path = path(&endpoint, puts, case, &counted).await?;
+        let path = path(prepare(&world, work, &counted).await?, work, &counted).await?;
         ensure!(counted.shape()? == bare_shape, "the loop and the path do not send the same: {bare_shape}");
-        let after = bare(&endpoint, case, &items, &counted).await?;
+        let after = bare(prepare(&world, work, &counted).await?, work, &items, &counted).await?;
         let bare = Took { wall: (before.wall + after.wall) / 2, cpu: (before.cpu + after.cpu) / 2 };
         rounds.push((bare, path));
     }
@@ -171,7 +168,7 @@ async fn measure(case: &Case, arguments: &Arguments) -> anyhow::Result<Value> {
     let (cpu_ratio, ..) = median_of(&|(bare, path)| bare.cpu.as_secs_f64() / path.cpu.as_secs_f64());
     let name = case.name;
     println!(
-        "{name:<16} {bare_rate:>8.0} {path_rate:>8.0} {ratio:>6.2} ({least:>4.2} to {most:>4.2}) \
+        "{name:<24} {bare_rate:>8.0} {path_rate:>8.0} {ratio:>6.2} ({least:>4.2} to {most:>4.2}) \
          {bare_cpu:>6.0} µs {path_cpu:>6.0} µs {cpu_ratio:>6.2}"
     );
     Ok(json!({
@@ -188,26 +185,22 @@ async fn measure(case: &Case, arguments: &Arguments) -> anyhow::Result<Value> {
     }))
 }
 
-/// A shard's pages; the last one is empty and follows itself.
-fn pages(kind: Kind, shard: usize, records: usize) -> Vec<Bytes> {
-    let records: Vec<Vec<u8>> = (0..records).map(|n| records::record(n * SHARDS + shard, kind)).collect();
-    let full = records
-        .chunks(PAGE)
-        .enumerate()
-        .map(|(number, chunk)| endpoint::page(shard, chunk.iter().map(Vec::as_slice), number + 1));
-    let mut pages: Vec<Bytes> = full.collect();
-    pages.push(endpoint::page(shard, [], pages.len()));
-    pages
+/// What reaches the world, with the puts counted.
+async fn prepare(world: &World, work: Work, counted: &Arc<Puts>) -> anyhow::Result<Options> {
+    let mut options = world.prepare(work).await?;
+    let counting = Arc::clone(counted);
+    options.base.http = options.base.http.map(|http| watched(http, move |body| counting.note(body)));
+    Ok(options)
 }
 
 /// The whole path, from the start of the service to the last put.
-async fn path(endpoint: &Endpoint, puts: usize, case: &Case, counted: &Puts) -> anyhow::Result<Took> {
+async fn path(options: Options, work: Work, counted: &Puts) -> anyhow::Result<Took> {
     // The least time between two reads of a shard is there for AWS's limit: here it would be the only one.
     let read = Read { min_interval: Duration::from_millis(1), ..Read::default() };
-    let config = endpoint.config(read, CONCURRENCY / SHARDS / case.peers);
+    let config = settings::config(work.peers, read, CONCURRENCY / SHARDS / work.peers);
     let drain = CancellationToken::new();
-    let service = Service::build(config, endpoint.options(), drain.clone()).await?;
-    counted.expect(puts);
+    let service = Service::build(config, options, drain.clone()).await?;
+    counted.expect(work.records * work.peers);
     let clock = Stopwatch::start()?;
     let mut tasks = Tasks::new();
     tasks.spawn(service.run());
@@ -221,44 +214,36 @@ async fn path(endpoint: &Endpoint, puts: usize, case: &Case, counted: &Puts) -> 
 }
 
 /// What the path sends, from items in memory.
-async fn bare(
-    endpoint: &Endpoint,
-    case: &Case,
-    items: &Arc<Vec<Item>>,
-    counted: &Puts,
-) -> anyhow::Result<Took> {
-    let client = Aws::new(endpoint.base()).clients(&Endpoint::access()).await.tables;
+async fn bare(options: Options, work: Work, items: &Arc<Vec<Item>>, counted: &Puts) -> anyhow::Result<Took> {
+    let client = Aws::new(options.base).clients(&settings::access()).await.tables;
     let version = Version::new(Hlc::from_millis(1_767_225_600_000), 0);
-    let stamp: Arc<str> = Stamp::of(&items[0], version).to_string().into();
-    let version: Arc<str> = version.to_string().into();
-    let puts = items.len() * case.peers;
+    let stamp = Stamp::of(&items[0], version).to_string();
     let next = Arc::new(AtomicUsize::new(0));
-    counted.expect(puts);
+    counted.expect(items.len() * work.peers);
     let clock = Stopwatch::start()?;
     let mut tasks = Tasks::new();
     for _ in 0..CONCURRENCY {
         let (client, items, next) = (client.clone(), Arc::clone(items), Arc::clone(&next));
-        let (stamp, version) = (Arc::clone(&stamp), Arc::clone(&version));
-        let (kind, peers) = (case.kind, case.peers);
-        let tables: Vec<String> = (0..peers).map(Endpoint::peer_arn).collect();
+        let (stamp, version) = (stamp.clone(), version.to_string());
+        let tables: Vec<String> = (1..=work.peers).map(|peer| settings::table(peer).to_string()).collect();
         tasks.spawn(async move {
             let text = |value: &str| AttributeValue::S(value.to_owned());
             loop {
                 let index = next.fetch_add(1, Ordering::Relaxed);
-                let Some(item) = items.get(index / peers) else { return Ok(()) };
+                let Some(item) = items.get(index / work.peers) else { return Ok(()) };
                 let mut item = item.0.clone();
-                item.insert("shardwalker".to_owned(), text(&stamp));
+                item.insert(STAMP.to_owned(), text(&stamp));
                 let request = client
                     .put_item()
-                    .table_name(&tables[index % peers])
+                    .table_name(&tables[index % work.peers])
                     .set_item(Some(item))
                     .expression_attribute_names("#pk", "id")
                     .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
-                let request = match kind {
+                let request = match work.kind {
                     Kind::Insert => request.condition_expression("attribute_not_exists(#pk)"),
                     Kind::Modify => request
                         .condition_expression(format!("attribute_exists(#pk) AND ({OVERWRITABLE})"))
-                        .expression_attribute_names("#stamp", "shardwalker")
+                        .expression_attribute_names("#stamp", STAMP)
                         .expression_attribute_values(":string", text("S"))
                         .expression_attribute_values(":version", text(&version))
                         .expression_attribute_values(":ceiling", text(&format!("{version}~"))),

@@ -1,11 +1,12 @@
 //! A canned endpoint: an HTTP connector in this process that answers with prebuilt bytes.
 //!
-//! It owns no data: the stream's pages and what happens to writes come from the benchmark. What is measured
+//! It owns no data: the stream's pages come from the benchmark. What is measured
 //! against it is all that a worker does but the network: the SDK's serialisation, signing and deserialisation,
 //! and the data path. Every answer comes one turn of the runtime later, because no answer of a network is there
-//! in the same turn; without that, requests would never overlap. There is one route from member `a` to members
-//! `b`, `c`, ...; the state table gives every lease away and forgets what is written.
+//! in the same turn; without that, requests would never overlap. Every condition
+//! holds; the state table gives every lease away and forgets what is written.
 
+use super::settings::{STATE, name};
 use anyhow::Context;
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::SharedCredentialsProvider;
@@ -21,16 +22,9 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use shardwalker::aws::Base;
 use shardwalker::clock::Clock;
-use shardwalker::config::{
-    Access, Admin, Config, Lease, Member, OnGap, Read, Route, Start, State, TableArn, Write,
-};
 use shardwalker::service::Options;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
-
-/// Takes the body of a request.
-pub(crate) type Put = Box<dyn Fn(&[u8]) + Send + Sync>;
 
 /// What a benchmark decides about the endpoint.
 pub(crate) struct Script {
@@ -40,8 +34,6 @@ pub(crate) struct Script {
     pub(crate) peers: usize,
     /// The body of a GetRecords answer, by shard and position in it; see [`page`].
     pub(crate) read: Box<dyn Fn(usize, usize) -> Bytes + Send + Sync>,
-    /// Takes the body of every PutItem to a peer.
-    pub(crate) put: Put,
 }
 
 /// The endpoint. Cheap to clone.
@@ -61,23 +53,6 @@ pub(crate) fn page<'a>(shard: usize, records: impl IntoIterator<Item = &'a [u8]>
     body.into()
 }
 
-const REGION: &str = "eu-west-1";
-const STATE: &str = "state";
-
-fn arn(member: usize) -> TableArn {
-    TableArn {
-        partition: "aws".to_owned(),
-        region: REGION.to_owned(),
-        account: format!("{:012}", 111_111_111_111 * (member as u64 + 1)),
-        table: "orders".to_owned(),
-    }
-}
-
-/// `a` is the source.
-fn name(member: usize) -> String {
-    char::from(b'a' + u8::try_from(member).unwrap_or_default()).to_string()
-}
-
 fn shard_id(shard: usize) -> String {
     format!("shardId-{:020}-{shard:08x}", 0)
 }
@@ -88,65 +63,15 @@ impl Endpoint {
         Self(Arc::new(script))
     }
 
-    /// The access of every table.
-    pub(crate) fn access() -> Access {
-        Access {
-            region: REGION.to_owned(),
-            endpoint: None,
-            streams_endpoint: None,
-            profile: None,
-            assume_role: None,
-        }
-    }
-
-    /// The ARN of a peer's table, counted from 0.
-    pub(crate) fn peer_arn(peer: usize) -> String {
-        arn(peer + 1).to_string()
-    }
-
-    /// What clients need to reach this endpoint.
-    pub(crate) fn base(&self) -> Base {
+    /// A service's options, with which it reaches this endpoint.
+    pub(crate) fn options(&self) -> Options {
         let keys = Credentials::new("AKIAIOSFODNN7EXAMPLE", "secret", None, None, "benchmark");
-        Base {
+        let base = Base {
             credentials: Some(SharedCredentialsProvider::new(keys)),
             http: Some(SharedHttpClient::new(self.clone())),
             request_timeout: None,
-        }
-    }
-
-    /// A service's options.
-    pub(crate) fn options(&self) -> Options {
-        Options { base: self.base(), create_state_table: false, clock: Clock::system(), seed: 1 }
-    }
-
-    /// A service's config: the defaults of a config file, but for what is given.
-    pub(crate) fn config(&self, read: Read, in_flight: usize) -> Config {
-        let member = |index| Member { name: name(index), arn: arn(index), access: Self::access(), number: 0 };
-        let route = Route {
-            name: "orders".to_owned(),
-            from: 0,
-            to: (1..=self.0.peers).collect(),
-            ttl_deletes: true,
-            stamp: "shardwalker".to_owned(),
-            start: Start::TrimHorizon,
-            on_gap: OnGap::Stop,
-            max_clock_drift: Duration::from_secs(60),
         };
-        Config {
-            state: State {
-                table: STATE.to_owned(),
-                access: Self::access(),
-                tombstone_retention: Duration::from_secs(7 * 24 * 3600),
-            },
-            members: (0..=self.0.peers).map(member).collect(),
-            routes: vec![route],
-            read,
-            write: Write { in_flight, ..Write::default() },
-            lease: Lease::default(),
-            admin: Admin { listen: None, ..Admin::default() },
-            grace: Duration::from_secs(25),
-            access_patience: Duration::from_secs(30),
-        }
+        Options { base, create_state_table: false, clock: Clock::system(), seed: 1 }
     }
 
     fn answer(&self, request: &HttpRequest) -> anyhow::Result<SdkBody> {
@@ -154,12 +79,10 @@ impl Endpoint {
         let operation = target.rsplit('.').next().unwrap_or_default();
         let body = request.body().bytes().context("a request whose body is a stream")?;
         // The hot path parses nothing.
-        if operation == "PutItem" && body.starts_with(b"{\"TableName\":\"arn:") {
-            (self.0.put)(body);
-            return Ok(SdkBody::from("{}"));
-        }
-        if operation == "BatchGetItem" {
-            return Ok(SdkBody::from("{\"Responses\":{},\"UnprocessedKeys\":{}}"));
+        match operation {
+            "PutItem" | "DeleteItem" => return Ok(SdkBody::from("{}")),
+            "BatchGetItem" => return Ok(SdkBody::from("{\"Responses\":{},\"UnprocessedKeys\":{}}")),
+            _ => {}
         }
         let input: Value = serde_json::from_slice(body)?;
         let answer = match operation {
@@ -193,7 +116,7 @@ impl Endpoint {
                 row["epoch"] = input["ExpressionAttributeValues"][":next"].clone();
                 json!({ "Attributes": row })
             }
-            "UpdateItem" | "PutItem" | "DeleteItem" => json!({}),
+            "UpdateItem" => json!({}),
             other => anyhow::bail!("{other} is not canned"),
         };
         Ok(SdkBody::from(answer.to_string()))

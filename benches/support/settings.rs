@@ -1,0 +1,69 @@
+//! The config of the benchmarks: the defaults of a config file, one route from member `a` to `b`, `c`, ...
+
+use shardwalker::config::{
+    Access, Admin, Config, Lease, Member, OnGap, Read, Route, Start, State, TableArn, Write,
+};
+use std::time::Duration;
+
+/// Where everything is.
+pub(crate) const REGION: &str = "eu-west-1";
+/// The state table's name.
+pub(crate) const STATE: &str = "state";
+/// The stamp attribute.
+pub(crate) const STAMP: &str = "shardwalker";
+
+/// A member's table, in an account of its own; 0 is the source.
+pub(crate) fn table(member: usize) -> TableArn {
+    TableArn {
+        partition: "aws".to_owned(),
+        region: REGION.to_owned(),
+        account: format!("{:012}", 111_111_111_111 * (member as u64 + 1)),
+        table: "orders".to_owned(),
+    }
+}
+
+/// A member's name; 0 is the source.
+pub(crate) fn name(member: usize) -> String {
+    char::from(b'a' + u8::try_from(member).unwrap_or_default()).to_string()
+}
+
+/// The access of every table.
+pub(crate) fn access() -> Access {
+    Access {
+        region: REGION.to_owned(),
+        endpoint: None,
+        streams_endpoint: None,
+        profile: None,
+        assume_role: None,
+    }
+}
+
+/// A config with so many peers.
+pub(crate) fn config(peers: usize, read: Read, in_flight: usize) -> Config {
+    let member = |index| Member { name: name(index), arn: table(index), access: access(), number: 0 };
+    let route = Route {
+        name: "orders".to_owned(),
+        from: 0,
+        to: (1..=peers).collect(),
+        ttl_deletes: true,
+        stamp: STAMP.to_owned(),
+        start: Start::TrimHorizon,
+        on_gap: OnGap::Stop,
+        max_clock_drift: Duration::from_secs(60),
+    };
+    Config {
+        state: State {
+            table: STATE.to_owned(),
+            access: access(),
+            tombstone_retention: Duration::from_secs(7 * 24 * 3600),
+        },
+        members: (0..=peers).map(member).collect(),
+        routes: vec![route],
+        read,
+        write: Write { in_flight, ..Write::default() },
+        lease: Lease::default(),
+        admin: Admin { listen: None, ..Admin::default() },
+        grace: Duration::from_secs(25),
+        access_patience: Duration::from_secs(30),
+    }
+}
