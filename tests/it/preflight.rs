@@ -25,7 +25,9 @@ async fn a_missing_statement_is_named_with_member_call_and_side() {
     let (source, peer) = (world.source.clone(), world.peers[0].clone());
     let read = ["DescribeStream", "GetRecords", "GetShardIterator"];
     let write = ["DescribeTable", "PutItem", "DeleteItem"];
-    let cases: [(&str, &[&str], usize, &str, &str, &str); 6] = [
+    // The resource, what is allowed on it, which of it is taken away, and the complaint's member, call and place.
+    type Case<'a> = (&'a str, &'a [&'a str], usize, &'a str, &'a str, &'a str);
+    let cases: [Case<'_>; 6] = [
         (
             &source,
             &["DescribeTable"],
