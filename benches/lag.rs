@@ -8,10 +8,10 @@
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
-#[expect(dead_code, reason = "the benchmarks share it, and each uses a part")]
+#[allow(dead_code, reason = "the benchmarks share it, and each uses a part")]
 #[path = "support/endpoint.rs"]
 mod endpoint;
-#[expect(dead_code, reason = "the benchmarks share it, and each uses a part")]
+#[allow(dead_code, reason = "the benchmarks share it, and each uses a part")]
 #[path = "support/records.rs"]
 mod records;
 #[path = "support/settings.rs"]

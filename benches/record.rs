@@ -4,10 +4,10 @@
 //! a canned endpoint, with all that a call costs, over the records of a full page; encoding is PutItem up to
 //! where it would be signed. The other parts are the crate's own pure functions. All figures are per record.
 
-#[expect(dead_code, reason = "the benchmarks share it, and each uses a part")]
+#[allow(dead_code, reason = "the benchmarks share it, and each uses a part")]
 #[path = "support/endpoint.rs"]
 mod endpoint;
-#[expect(dead_code, reason = "the benchmarks share it, and each uses a part")]
+#[allow(dead_code, reason = "the benchmarks share it, and each uses a part")]
 #[path = "support/records.rs"]
 mod records;
 #[path = "support/settings.rs"]

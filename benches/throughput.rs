@@ -12,7 +12,7 @@
 
 #[path = "support/endpoint.rs"]
 mod endpoint;
-#[expect(dead_code, reason = "the benchmarks share it, and each uses a part")]
+#[allow(dead_code, reason = "the benchmarks share it, and each uses a part")]
 #[path = "support/records.rs"]
 mod records;
 #[path = "support/settings.rs"]
