@@ -10,6 +10,7 @@ mod endpoint;
 #[allow(dead_code, reason = "the benchmarks share it, and each uses a part")]
 #[path = "support/records.rs"]
 mod records;
+#[allow(dead_code, reason = "the benchmarks share it, and each uses a part")]
 #[path = "support/settings.rs"]
 mod settings;
 

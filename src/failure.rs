@@ -151,6 +151,9 @@ impl Class {
     }
 }
 
+/// The code of a call that had no answer in time.
+pub const TIMEOUT: &str = "Timeout";
+
 /// A failed call: its class, and what the service said. Never holds values of items.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
@@ -197,7 +200,7 @@ where
                 let code = if code.is_empty() { format!("HTTP {status}") } else { code.to_owned() };
                 Self { class, code, message: error.message().unwrap_or_default().to_owned() }
             }
-            SdkError::TimeoutError(_) => Self::new(Class::Unknown, "Timeout", "no answer in time"),
+            SdkError::TimeoutError(_) => Self::new(Class::Unknown, TIMEOUT, "no answer in time"),
             SdkError::DispatchFailure(failure) => {
                 let connector = failure.as_connector_error();
                 let on_the_wire = connector.is_some_and(|e| e.is_io() || e.is_timeout());

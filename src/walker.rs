@@ -343,9 +343,7 @@ impl Walker {
                     (_, Action::GiveBack) => Action::RetrySlowly,
                     (_, action) => action,
                 };
-                if action == Action::RetrySlowly {
-                    self.status.read_failed(&failure);
-                }
+                self.status.read_failed(&failure);
                 let pause = pauses.next(action).unwrap_or(Policy::FOREVER.slow);
                 (!retry::pause(pause, &self.drain).await).then_some(Reading::Drained)
             }

@@ -54,7 +54,7 @@ impl Command {
         if matches!(self, Self::Demo(_)) {
             return "error";
         }
-        "warn,shardwalker=info"
+        "warn,aws_config=error,shardwalker=info"
     }
 }
 

@@ -5,7 +5,7 @@
 //! silent jump. One call is one request: pauses and retries belong to the caller.
 
 use crate::change::{Change, DecodeError, SequenceNumber};
-use crate::failure::{Action, Class, Failure};
+use crate::failure::{Action, Class, Failure, TIMEOUT};
 use aws_sdk_dynamodbstreams::Client;
 use aws_sdk_dynamodbstreams::types::ShardIteratorType;
 use std::sync::Arc;
@@ -60,13 +60,21 @@ pub struct Reader {
     stamp: Arc<str>,
     place: Place,
     iterator: Option<String>,
+    /// Records asked for at most. An endpoint that cannot give a whole page in a request's time limit would never
+    /// give the next one either: the page is halved until it comes.
+    limit: i32,
 }
+
+/// What GetRecords gives at most.
+const PAGE: i32 = 1000;
+/// A page is not halved below this.
+const SMALLEST_PAGE: i32 = 25;
 
 impl Reader {
     /// A reader that will read from `place`. Sends nothing. `stamp` is the route's stamp attribute.
     #[must_use]
     pub fn new(client: Client, stream: Arc<str>, shard: Arc<str>, stamp: Arc<str>, place: Place) -> Self {
-        Self { client, stream, shard, stamp, place, iterator: None }
+        Self { client, stream, shard, stamp, place, iterator: None, limit: PAGE }
     }
 
     /// Goes on from another place at the next read.
@@ -83,10 +91,13 @@ impl Reader {
             Some(iterator) => iterator,
             None => self.open().await?,
         };
-        let answer = self.client.get_records().shard_iterator(&iterator).send().await;
+        let answer = self.client.get_records().shard_iterator(&iterator).limit(self.limit).send().await;
         let answer = match answer.map_err(Failure::from) {
             Ok(answer) => answer,
             Err(failure) => {
+                if failure.code == TIMEOUT {
+                    self.limit = (self.limit / 2).max(SMALLEST_PAGE);
+                }
                 match failure.class {
                     // Opened anew at the next read.
                     Class::IteratorExpired => {}
@@ -99,6 +110,7 @@ impl Reader {
                 return Err(ReadError::Call(failure));
             }
         };
+        self.limit = (self.limit + SMALLEST_PAGE).min(PAGE);
         let records = answer.records.unwrap_or_default();
         let changes: Vec<Change> =
             records.into_iter().map(|r| Change::decode(r, &self.stamp)).collect::<Result<_, _>>()?;

@@ -43,6 +43,9 @@ pub struct ShardStatus {
 #[derive(Debug)]
 struct ShardInner {
     read: Instant,
+    /// Reads that failed since the last one that succeeded, and when that was last said.
+    failed: u32,
+    said: Option<Instant>,
     trouble: Option<String>,
     stopped: Option<String>,
     unsaved: Option<Instant>,
@@ -70,6 +73,8 @@ struct LaneInner {
 
 /// A trouble that lasts is said again after this long.
 const SAY_AGAIN: Duration = Duration::from_secs(60);
+/// Reads that fail fewer times in a row are not worth a line.
+const FAILED_OFTEN: u32 = 5;
 
 /// A picture of a process's work.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -176,7 +181,15 @@ impl Board {
             };
             Arc::new(LaneStatus { peer: (*peer).to_owned(), inner: Mutex::new(inner) })
         };
-        let inner = ShardInner { read: now, trouble: None, stopped: None, unsaved: None, ended: false };
+        let inner = ShardInner {
+            read: now,
+            failed: 0,
+            said: None,
+            trouble: None,
+            stopped: None,
+            unsaved: None,
+            ended: false,
+        };
         let lanes = peers.iter().map(lane).collect();
         let status = Arc::new(ShardStatus { inner: Mutex::new(inner), lanes });
         entry(&mut lock(&self.shared), route).shards.insert(shard.to_owned(), Arc::clone(&status));
@@ -222,7 +235,7 @@ impl ShardStatus {
     /// A read succeeded.
     pub fn read(&self) {
         let mut inner = lock(&self.inner);
-        (inner.read, inner.trouble) = (Instant::now(), None);
+        (inner.read, inner.failed, inner.trouble) = (Instant::now(), 0, None);
     }
 
     /// There is nothing more to read.
@@ -230,9 +243,20 @@ impl ShardStatus {
         lock(&self.inner).ended = true;
     }
 
-    /// A read failed and will be tried again.
+    /// A read failed and will be tried again; said when it goes on failing, and again while it lasts.
     pub fn read_failed(&self, failure: &Failure) {
-        lock(&self.inner).trouble = Some(failure.to_string());
+        let mut inner = lock(&self.inner);
+        inner.failed += 1;
+        inner.trouble = Some(failure.to_string());
+        if inner.failed >= FAILED_OFTEN && inner.said.is_none_or(|at| at.elapsed() > SAY_AGAIN) {
+            inner.said = Some(Instant::now());
+            tracing::warn!(
+                why = %failure,
+                times = inner.failed,
+                remedy = failure.class.remedy(),
+                "reads of the shard fail; they are tried again"
+            );
+        }
     }
 
     /// The shard waits for an operator.

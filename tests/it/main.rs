@@ -33,4 +33,6 @@ mod sandbox_support;
 #[cfg(feature = "sandbox")]
 mod sandbox_tables;
 #[cfg(feature = "sandbox")]
+mod slow_pages;
+#[cfg(feature = "sandbox")]
 mod world;

@@ -159,7 +159,7 @@ to = ["b", "c"]
         Service::build(config, self.options(false), CancellationToken::new()).await
     }
 
-    fn options(&self, create_state_table: bool) -> service::Options {
+    pub(crate) fn options(&self, create_state_table: bool) -> service::Options {
         service::Options {
             base: self.base(),
             create_state_table,
@@ -179,7 +179,13 @@ to = ["b", "c"]
     }
 
     pub(crate) async fn start(&self, config: Config) -> Worker {
-        let (service, drain) = self.build(config).await.unwrap();
+        let options = self.options(true);
+        self.start_with(config, options).await
+    }
+
+    pub(crate) async fn start_with(&self, config: Config, options: service::Options) -> Worker {
+        let drain = CancellationToken::new();
+        let service = Service::build(config, options, drain.clone()).await.unwrap();
         let (board, metrics) = (service.board().clone(), service.metrics().clone());
         let mut task = Tasks::new();
         task.spawn(service.run());
