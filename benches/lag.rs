@@ -8,7 +8,6 @@
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
-#[expect(dead_code, reason = "the benchmarks share it, and each uses a part")]
 #[path = "support/endpoint.rs"]
 mod endpoint;
 #[expect(dead_code, reason = "the benchmarks share it, and each uses a part")]
