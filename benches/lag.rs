@@ -8,10 +8,9 @@
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
-#[allow(dead_code, reason = "the benchmarks share it, and each uses a part")]
 #[path = "support/endpoint.rs"]
 mod endpoint;
-#[allow(dead_code, reason = "the benchmarks share it, and each uses a part")]
+#[expect(dead_code, reason = "the benchmarks share it, and each uses a part")]
 #[path = "support/records.rs"]
 mod records;
 #[path = "support/settings.rs"]

@@ -7,7 +7,6 @@
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
 
-#[allow(dead_code, reason = "the benchmarks share it, and each uses a part")]
 #[path = "support/endpoint.rs"]
 mod endpoint;
 #[path = "support/settings.rs"]

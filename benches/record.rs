@@ -4,13 +4,12 @@
 //! a canned endpoint, with all that a call costs, over the records of a full page; encoding is PutItem up to
 //! where it would be signed. The other parts are the crate's own pure functions. All figures are per record.
 
-#[allow(dead_code, reason = "the benchmarks share it, and each uses a part")]
 #[path = "support/endpoint.rs"]
 mod endpoint;
-#[allow(dead_code, reason = "the benchmarks share it, and each uses a part")]
+#[expect(dead_code, reason = "the benchmarks share it, and each uses a part")]
 #[path = "support/records.rs"]
 mod records;
-#[allow(dead_code, reason = "the benchmarks share it, and each uses a part")]
+#[expect(dead_code, reason = "the benchmarks share it, and each uses a part")]
 #[path = "support/settings.rs"]
 mod settings;
 

@@ -200,7 +200,12 @@ fn image(values: HashMap<String, StreamValue>, stamp: &str) -> Option<Image> {
 
 /// `None` when a value is of unknown type.
 fn map(values: HashMap<String, StreamValue>) -> Option<HashMap<String, AttributeValue>> {
-    values.into_iter().map(|(name, v)| Some((name, value(v)?))).collect()
+    // Collecting into an option forgets how many there are, and the map would grow step by step.
+    let mut decoded = HashMap::with_capacity(values.len());
+    for (name, from) in values {
+        decoded.insert(name, value(from)?);
+    }
+    Some(decoded)
 }
 
 fn value(from: StreamValue) -> Option<AttributeValue> {

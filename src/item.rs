@@ -16,9 +16,9 @@ impl Item {
     /// The digest of this item's canonical bytes, leaving out the attribute named `without`.
     #[must_use]
     pub fn digest(&self, without: Option<&str>) -> Digest {
-        let mut hasher = blake3::Hasher::new();
-        feed_map(&self.0, without, &mut hasher);
-        Digest::from_hash(&hasher.finalize())
+        let mut bytes = Vec::with_capacity(1024);
+        feed_map(&self.0, without, &mut bytes);
+        Digest::from_hash(&blake3::hash(&bytes))
     }
 
     /// Bytes that DynamoDB counts for this item, near enough for bounds on memory.
@@ -97,76 +97,63 @@ impl fmt::Debug for Digest {
     }
 }
 
-/// Takes canonical bytes, to hash or to keep for sorting.
-trait Sink {
-    fn put(&mut self, bytes: &[u8]);
-
-    fn framed(&mut self, bytes: &[u8]) {
-        self.put(&(bytes.len() as u64).to_le_bytes());
-        self.put(bytes);
-    }
-}
-
-impl Sink for blake3::Hasher {
-    fn put(&mut self, bytes: &[u8]) {
-        self.update(bytes);
-    }
-}
-
-impl Sink for Vec<u8> {
-    fn put(&mut self, bytes: &[u8]) {
-        self.extend_from_slice(bytes);
-    }
-}
-
-fn feed_map(map: &HashMap<String, AttributeValue>, without: Option<&str>, out: &mut impl Sink) {
+fn feed_map(map: &HashMap<String, AttributeValue>, without: Option<&str>, out: &mut Vec<u8>) {
     let mut entries: Vec<_> = map.iter().filter(|(name, _)| Some(name.as_str()) != without).collect();
     entries.sort_unstable_by_key(|(name, _)| *name);
-    out.put(&(entries.len() as u64).to_le_bytes());
+    feed_count(entries.len(), out);
     for (name, value) in entries {
-        out.framed(name.as_bytes());
+        feed_bytes(name.as_bytes(), out);
         feed_value(value, out);
     }
 }
 
-fn feed_value(value: &AttributeValue, out: &mut impl Sink) {
+fn feed_value(value: &AttributeValue, out: &mut Vec<u8>) {
     match value {
         AttributeValue::S(text) => tagged(b'S', text.as_bytes(), out),
         AttributeValue::N(number) => tagged(b'N', &canonical_number(number), out),
         AttributeValue::B(bytes) => tagged(b'B', bytes.as_ref(), out),
-        AttributeValue::Bool(value) => out.put(if *value { b"T" } else { b"F" }),
-        AttributeValue::Null(_) => out.put(b"0"),
+        AttributeValue::Bool(value) => out.push(if *value { b'T' } else { b'F' }),
+        AttributeValue::Null(_) => out.push(b'0'),
         AttributeValue::L(list) => {
-            out.put(b"L");
-            out.put(&(list.len() as u64).to_le_bytes());
+            out.push(b'L');
+            feed_count(list.len(), out);
             for value in list {
                 feed_value(value, out);
             }
         }
         AttributeValue::M(map) => {
-            out.put(b"M");
+            out.push(b'M');
             feed_map(map, None, out);
         }
-        AttributeValue::Ss(set) => feed_set(b"s", set.iter().map(|s| s.as_bytes().to_vec()).collect(), out),
-        AttributeValue::Ns(set) => feed_set(b"n", set.iter().map(|n| canonical_number(n)).collect(), out),
-        AttributeValue::Bs(set) => feed_set(b"b", set.iter().map(|b| b.as_ref().to_vec()).collect(), out),
+        AttributeValue::Ss(set) => feed_set(b's', set.iter().map(|s| s.as_bytes().to_vec()).collect(), out),
+        AttributeValue::Ns(set) => feed_set(b'n', set.iter().map(|n| canonical_number(n)).collect(), out),
+        AttributeValue::Bs(set) => feed_set(b'b', set.iter().map(|b| b.as_ref().to_vec()).collect(), out),
         // Decoding refuses values of unknown type, so none comes here from a stream.
-        _ => out.put(b"?"),
+        _ => out.push(b'?'),
     }
 }
 
-fn tagged(tag: u8, bytes: &[u8], out: &mut impl Sink) {
-    out.put(&[tag]);
-    out.framed(bytes);
-}
-
-fn feed_set(tag: &[u8], mut members: Vec<Vec<u8>>, out: &mut impl Sink) {
+fn feed_set(tag: u8, mut members: Vec<Vec<u8>>, out: &mut Vec<u8>) {
     members.sort_unstable();
-    out.put(tag);
-    out.put(&(members.len() as u64).to_le_bytes());
+    out.push(tag);
+    feed_count(members.len(), out);
     for member in members {
-        out.framed(&member);
+        feed_bytes(&member, out);
     }
+}
+
+fn tagged(tag: u8, bytes: &[u8], out: &mut Vec<u8>) {
+    out.push(tag);
+    feed_bytes(bytes, out);
+}
+
+fn feed_bytes(bytes: &[u8], out: &mut Vec<u8>) {
+    feed_count(bytes.len(), out);
+    out.extend_from_slice(bytes);
+}
+
+fn feed_count(count: usize, out: &mut Vec<u8>) {
+    out.extend_from_slice(&(count as u64).to_le_bytes());
 }
 
 /// A decimal number as sign, digits without zeros at either end, and the exponent of the last digit. What is

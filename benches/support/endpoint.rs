@@ -53,6 +53,9 @@ pub(crate) fn page<'a>(shard: usize, records: impl IntoIterator<Item = &'a [u8]>
     body.into()
 }
 
+/// The stream's label.
+const LABEL: &str = "2026-01-01T00:00:00.000";
+
 fn shard_id(shard: usize) -> String {
     format!("shardId-{:020}-{shard:08x}", 0)
 }
@@ -101,9 +104,11 @@ impl Endpoint {
             "DescribeTable" => describe_table(input["TableName"].as_str().unwrap_or_default()),
             "Query" => {
                 let pk = input["ExpressionAttributeValues"][":pk"]["S"].as_str().unwrap_or_default();
-                let leases = pk.starts_with("lease#");
-                let rows: Vec<_> =
-                    if leases { (0..self.0.shards).map(|s| self.lease(s)).collect() } else { Vec::new() };
+                let rows = match pk.split('#').next() {
+                    Some("lease") => (0..self.0.shards).map(|shard| self.lease(shard)).collect(),
+                    Some("route") => vec![begun()],
+                    _ => Vec::new(),
+                };
                 json!({ "Count": rows.len(), "Items": rows })
             }
             // A lease is taken: whoever asks has it.
@@ -154,6 +159,11 @@ impl Endpoint {
     }
 }
 
+/// The row of a route that has seen its stream before.
+fn begun() -> Value {
+    json!({ "sk": { "S": format!("stream#{LABEL}") }, "begun": { "N": "1767225600" } })
+}
+
 fn describe_table(table: &str) -> Value {
     let keys: &[(&str, &str)] =
         if table == STATE { &[("pk", "HASH"), ("sk", "RANGE")] } else { &[("id", "HASH")] };
@@ -166,8 +176,8 @@ fn describe_table(table: &str) -> Value {
         "KeySchema": schema,
         "AttributeDefinitions": definitions,
         "StreamSpecification": { "StreamEnabled": true, "StreamViewType": "NEW_AND_OLD_IMAGES" },
-        "LatestStreamArn": format!("{table}/stream/2026-01-01T00:00:00.000"),
-        "LatestStreamLabel": "2026-01-01T00:00:00.000",
+        "LatestStreamArn": format!("{table}/stream/{LABEL}"),
+        "LatestStreamLabel": LABEL,
     } })
 }
 

@@ -5,6 +5,10 @@ use shardwalker::config::{
 };
 use std::time::Duration;
 
+/// As in the binary.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Where everything is.
 pub(crate) const REGION: &str = "eu-west-1";
 /// The state table's name.
