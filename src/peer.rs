@@ -154,6 +154,8 @@ impl Peer {
             tokio::time::sleep(pause).await;
         };
         tokio::select! {
+            // What got through goes before the pause.
+            biased;
             () = self.recovered.notified() => tokio::time::sleep(spread).await,
             () = probe => {}
         }

@@ -102,6 +102,7 @@ impl Shard {
             parent: self.parent.clone(),
             open: self.is_open(),
             records: self.records.len(),
+            newest: self.records.back().map(|record| record.sequence.to_string()),
         }
     }
 
