@@ -33,6 +33,8 @@ mod sandbox_support;
 #[cfg(feature = "sandbox")]
 mod sandbox_tables;
 #[cfg(feature = "sandbox")]
+mod sim;
+#[cfg(feature = "sandbox")]
 mod slow_pages;
 #[cfg(feature = "sandbox")]
 mod world;
