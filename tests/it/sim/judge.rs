@@ -391,9 +391,8 @@ impl Judge {
     /// Judges what a lease says is done.
     fn checkpoint(&mut self, row: &Value) {
         let Some(shard) = row["shard"]["S"].as_str() else { return };
-        let Some(route) = self.sources.iter().position(|source| source.shards.contains_key(shard)) else {
-            return;
-        };
+        let known = self.peers.iter().find(|peer| row["peers"]["M"].get(&peer.name).is_some());
+        let Some(route) = known.map(|peer| peer.route) else { return };
         for (name, position) in row["peers"]["M"].as_object().into_iter().flatten() {
             let position = &position["M"];
             let sequence: Option<u128> =
@@ -404,7 +403,7 @@ impl Judge {
             if sequence < saved.sequence || (saved.done && !done) {
                 self.fail(&format!("a checkpoint went back ({about})"));
             }
-            let records = &self.sources[route].shards[shard].records;
+            let records = self.sources[route].records(shard);
             let passed = records.partition_point(|record| done || Some(record.sequence) <= sequence);
             let Some(peer) = self.peers.iter().find(|peer| peer.name == *name) else { continue };
             let fate = |record: &Record| {
@@ -429,8 +428,7 @@ impl Judge {
 
     /// Whether every record of a shard is done at every peer of its route, as far as the leases say.
     fn settled(&self, route: usize, shard: &str, open: bool) -> bool {
-        let records = self.sources[route].shards.get(shard).map_or(&[][..], |known| &known.records);
-        let last = records.last().map(|record| record.sequence);
+        let last = self.sources[route].records(shard).last().map(|record| record.sequence);
         self.peers.iter().filter(|peer| peer.route == route).all(|peer| {
             let saved = self.checkpoints.get(&(shard.to_owned(), peer.name.clone())).copied();
             let saved = saved.unwrap_or_default();
@@ -525,6 +523,11 @@ impl Judge {
 }
 
 impl Source {
+    /// What was written to a shard; nothing when no write was seen since it was opened.
+    fn records(&self, shard: &str) -> &[Record] {
+        self.shards.get(shard).map_or(&[], |known| &known.records)
+    }
+
     /// The clock after a shard's last record, or after its parents' when it has none.
     fn hlc(&self, shard: &str) -> Hlc {
         let Some(known) = self.shards.get(shard) else { return Hlc::ZERO };

@@ -189,8 +189,10 @@ impl Network {
 
 impl Sabotage {
     fn spoil_request(self, seen: &Request, request: &mut HttpRequest) {
+        let about_stamps =
+            seen.body["ConditionExpression"].as_str().is_some_and(|text| text.contains("#stamp"));
         let spoilt = match self {
-            Self::NoConditions => seen.is_member_write(),
+            Self::NoConditions => seen.is_member_write() && about_stamps,
             Self::NoFencing => seen.is_lease_change(),
             Self::NoLedger | Self::NoParents => false,
         };
