@@ -17,6 +17,8 @@ mod preflight;
 #[cfg(feature = "sandbox")]
 mod process;
 #[cfg(feature = "sandbox")]
+mod properties;
+#[cfg(feature = "sandbox")]
 mod readme;
 #[cfg(feature = "sandbox")]
 mod replicate;

@@ -27,7 +27,9 @@ const REGION: &str = "eu-west-1";
 /// After the last event everything must have arrived within this.
 const CATCH_UP: Duration = Duration::from_secs(600);
 /// Then all that the network still holds back lands, and nothing may come of it.
-const QUIET: Duration = Duration::from_secs(30);
+const HELD_BACK: Duration = Duration::from_secs(21);
+/// Then nobody may write to a member any more: longer than anything idle waits.
+const QUIET: Duration = Duration::from_secs(3);
 
 /// What a run came to.
 #[derive(Debug, Clone)]
@@ -323,9 +325,12 @@ impl Stage {
             sleep(Duration::from_millis(500)).await;
         }
         self.judge().note("-- caught up");
+        if self.plan.network.held > 0.0 {
+            sleep(HELD_BACK).await;
+        }
         sleep(QUIET).await;
         let requests = self.judge().requests;
-        sleep(LEASE / 2).await;
+        sleep(QUIET).await;
         let echoes = self.judge().requests - requests;
         if let Err(violation) = shardwalker::invariants::no_echo(echoes) {
             self.judge().violation.get_or_insert_with(|| violation.to_string());
