@@ -149,7 +149,7 @@ proptest! {
     fn any_item_is_its_own_echo(items in vec(item(), 1..12), hlc in 0..1_u64 << 47) {
         in_time(async {
             let sandbox = Sandbox::new(Options { initial_shards: 1, ..Options::default() }).unwrap();
-            let table = sandbox.create_table(A, REGION, "t", &["id"], Some("NEW_AND_OLD_IMAGES")).unwrap();
+            let table = sandbox.create_table(A, REGION, "items", &["id"], Some("NEW_AND_OLD_IMAGES")).unwrap();
             let stream = sandbox.stream_arn(&table).unwrap().unwrap();
             let client = Client::admin(&sandbox, A);
             let mut written = Vec::new();
@@ -157,7 +157,7 @@ proptest! {
                 content.insert("id".into(), s(&index.to_string()));
                 let content = Item(content);
                 let stamp = Stamp::of(&content, Version::new(Hlc::from_millis(hlc), 3));
-                let put = client.db.put_item().table_name("t").set_item(Some(content.0));
+                let put = client.db.put_item().table_name("items").set_item(Some(content.0));
                 put.item("stamp", s(&stamp.to_string())).send().await.unwrap();
                 written.push(stamp);
             }
@@ -178,14 +178,14 @@ proptest! {
     fn the_service_orders_stamps_as_versions(pairs in vec((any::<u64>(), any::<u8>(), -2_i64..=2, -1_i16..=1), 1..20)) {
         in_time(async {
             let sandbox = Sandbox::new(Options::default()).unwrap();
-            sandbox.create_table(A, REGION, "t", &["id"], None).unwrap();
+            sandbox.create_table(A, REGION, "items", &["id"], None).unwrap();
             let client = Client::admin(&sandbox, A);
             for (hlc, member, step, other) in pairs {
                 let version = |hlc: u64, member: u8| format!("{hlc:016x}.{member:02x}").parse::<Version>().unwrap();
                 let there = version(hlc, member);
                 let comes = version(hlc.saturating_add_signed(step), member.saturating_add_signed(other as i8));
                 let stamp = Stamp { version: there, mark: Mark::Put, digest: Item::default().digest(None) };
-                let put = || client.db.put_item().table_name("t").item("id", s("k"));
+                let put = || client.db.put_item().table_name("items").item("id", s("k"));
                 put().item("stamp", s(&stamp.to_string())).send().await.unwrap();
                 let condition = put().condition_expression("stamp < :version");
                 let answer = condition.expression_attribute_values(":version", s(&comes.to_string())).send().await;
