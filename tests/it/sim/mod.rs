@@ -9,6 +9,7 @@ mod judge;
 mod network;
 mod plan;
 mod run;
+mod standstill;
 
 use network::Sabotage;
 use run::Outcome;

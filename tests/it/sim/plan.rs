@@ -84,6 +84,8 @@ pub(super) enum Event {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Act {
     Put,
+    /// An item so large that no peer takes it with a stamp: a dead letter.
+    PutLarge,
     Update,
     Delete,
 }
@@ -146,6 +148,7 @@ fn writes(draw: &mut StdRng, routes: &[usize], length: u64, events: &mut Vec<(Du
     let cold = draw.random_range(4..=30);
     let deletes = *[0.1, 0.3, 0.5].choose(draw).unwrap();
     let count = draw.random_range(30..=120);
+    let large = draw.random_ratio(1, 12).then(|| draw.random_range(0..count));
     let mut begun = Duration::ZERO;
     for write in 0..count {
         // Some before the first worker, then bursts.
@@ -159,6 +162,7 @@ fn writes(draw: &mut StdRng, routes: &[usize], length: u64, events: &mut Vec<(Du
             hot + draw.random_range(0..cold)
         };
         let act = match draw.random_bool(deletes) {
+            _ if large == Some(write) => Act::PutLarge,
             true => Act::Delete,
             false if draw.random_ratio(1, 3) => Act::Update,
             false => Act::Put,
