@@ -35,6 +35,7 @@ pub mod config;
 pub mod dead_letters;
 pub mod failure;
 pub mod gaps;
+pub mod invariants;
 pub mod item;
 pub mod json;
 pub mod lane;

@@ -188,6 +188,7 @@ impl Service {
                 max_drift: route.max_clock_drift,
                 clock: shared.clock,
                 ledger: shared.ledger.clone(),
+                heart: Some(Arc::clone(&self.heart)),
                 requests: self.metrics.peer_requests.with_label_values(&[&route.name, &member.name]),
             })));
         }

@@ -55,6 +55,7 @@ async fn parts() -> Parts {
         max_drift: Duration::from_secs(60),
         clock,
         ledger: ledger.clone(),
+        heart: None,
         requests: IntCounter::new("requests", "requests").unwrap(),
     });
     Parts { world, peer, ledger, state, clock }
