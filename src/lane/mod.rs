@@ -109,7 +109,9 @@ const WINDOW_BYTES: usize = 8 << 20;
 pub struct Lane {
     context: Arc<LaneParts>,
     fold: Fold,
-    /// The last record that was taken, or was done before this lane began: what comes up to here again is passed over.
+    /// Records up to here were done before this lane began.
+    done_before: Option<SequenceNumber>,
+    /// The last record that was taken or done before: what comes up to here again is passed over.
     taken: Option<SequenceNumber>,
     /// The records taken and not passed by the frontier; the first one has number `base`.
     slots: VecDeque<Slot>,
@@ -178,6 +180,7 @@ impl Lane {
         let lane = Self {
             context: Arc::new(parts),
             fold,
+            done_before: taken.clone(),
             taken,
             slots: VecDeque::new(),
             base: 0,
@@ -230,7 +233,12 @@ impl Lane {
     fn take(&mut self, handed: Handed) {
         let Handed { page, memory } = handed;
         for (index, change) in page.changes.iter().enumerate() {
-            if self.taken.as_ref().is_some_and(|taken| change.sequence <= *taken) {
+            let before =
+                |place: &Option<SequenceNumber>| place.as_ref().is_some_and(|at| change.sequence <= *at);
+            if before(&self.taken) {
+                if before(&self.done_before) {
+                    self.context.counters.skipped.inc();
+                }
                 continue;
             }
             self.taken = Some(change.sequence.clone());

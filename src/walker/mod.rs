@@ -117,8 +117,7 @@ impl Walker {
     }
 
     async fn walk(&self, mut joins: mpsc::Receiver<(String, Position)>) -> End {
-        let front = self.take.starts.values().filter_map(|start| start.sequence.clone()).max();
-        let feeds = Feeds::new(front);
+        let feeds = Feeds::new(self.take.starts.values());
         let mut lanes = Lanes::default();
         for (peer, start) in &self.take.starts {
             self.open(peer, start, &feeds, &mut lanes);
