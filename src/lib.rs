@@ -17,7 +17,7 @@
 //! [`starts`] the time when a route began. [`access`] finds out what is allowed, and names the statement that is
 //! missing. [`aws`] makes the clients, [`failure`] says what an error means, [`retry`] tries again, [`limit`] keeps
 //! to a rate. [`clock`], [`task`] and [`shutdown`] are the only places that touch time, tasks and signals.
-//! [`telemetry`] shows what goes on. [`cli`] is the command line.
+//! [`telemetry`] shows what goes on in a process, [`status`] in all of them. [`cli`] is the command line.
 #![cfg_attr(
     feature = "sandbox",
     doc = "\nWith the feature `sandbox` (on by default) there are also AWS accounts within the process, [`sandbox`], and the [`demo`] on them."
@@ -51,6 +51,7 @@ pub mod service;
 pub mod shutdown;
 pub mod starts;
 pub mod state;
+pub mod status;
 pub mod stream;
 pub mod task;
 pub mod telemetry;
