@@ -55,6 +55,7 @@ pub mod status;
 pub mod stream;
 pub mod task;
 pub mod telemetry;
+mod transact;
 pub mod version;
 pub mod walker;
 

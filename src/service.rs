@@ -222,7 +222,11 @@ impl Service {
             max_drift: route.max_clock_drift,
             read: self.config.read.clone(),
             write: self.config.write.clone(),
-            dead_letters: DeadLetters::new(shared.state.clone(), shared.clock),
+            dead_letters: DeadLetters::new(
+                shared.state.clone(),
+                shared.clock,
+                self.config.dead_letters.per_key,
+            ),
             gaps: Gaps::new(shared.state.clone(), shared.clock),
             clock: shared.clock,
             metrics: self.metrics.clone(),
