@@ -5,6 +5,8 @@ use crate::apply::Rules;
 use crate::aws::{Aws, Base};
 use crate::clock::Clock;
 use crate::config::{self, Config, OnGap, Start};
+use crate::connect::Connector;
+use crate::control::{Controls, Gates, Keeper};
 use crate::dead_letters::DeadLetters;
 use crate::failure::Failure;
 use crate::gaps::{Gap, Gaps};
@@ -12,7 +14,7 @@ use crate::lease::heart::Heart;
 use crate::lease::table::LeaseTable;
 use crate::ledger::Ledger;
 use crate::limit::Rate;
-use crate::peer::{Peer, PeerParts};
+use crate::loss::TimeToLoss;
 use crate::replicator::{Replicator, ReplicatorParts};
 use crate::retry::{self, GaveUp, Jitter, Policy};
 use crate::route::Route;
@@ -96,6 +98,9 @@ pub enum ServiceError {
 pub struct Service {
     config: Config,
     heart: Arc<Heart>,
+    keeper: Keeper,
+    clock: Clock,
+    jitter: Jitter,
     replicators: Vec<Replicator>,
     board: Board,
     metrics: Metrics,
@@ -142,10 +147,26 @@ impl Service {
             config.write.request_timeout,
             jitter.clone(),
         ));
-        let mut service = Self { heart, replicators: Vec::new(), board, metrics, admin, drain, config };
+        let controls = Controls::new(state.clone(), options.clock);
+        let (gates, keeper) = Gates::new(config.lanes(), controls.clone());
+        gates.apply(&controls.rows().await.map_err(ServiceError::Rows)?);
+        board.has(gates.clone(), options.clock);
+        let mut service = Self {
+            heart,
+            keeper,
+            clock: options.clock,
+            jitter: jitter.clone(),
+            replicators: Vec::new(),
+            board,
+            metrics,
+            admin,
+            drain,
+            config,
+        };
         let shared = Shared {
             aws: &aws,
             ledger: Ledger::new(state.clone(), options.clock, service.config.state.tombstone_retention),
+            gates,
             state,
             clock: options.clock,
             jitter,
@@ -174,21 +195,17 @@ impl Service {
         let source = &self.config.members[route.from];
         let stream = found(route.from)?.stream.clone().ok_or(ServiceError::Stopped)?;
         let streams = shared.aws.clients(&source.access).await.streams;
+        let connector = Connector {
+            config: &self.config,
+            aws: shared.aws,
+            ledger: shared.ledger.clone(),
+            gates: Some(&shared.gates),
+            clock: shared.clock,
+            metrics: &self.metrics,
+        };
         let mut peers = Vec::new();
         for &index in &route.to {
-            let member = &self.config.members[index];
-            let partition_key = found(index)?.keys.first().map(|(name, _)| name.clone()).unwrap_or_default();
-            peers.push(Arc::new(Peer::new(PeerParts {
-                name: member.name.clone(),
-                client: shared.aws.clients(&member.access).await.tables,
-                table: member.arn.to_string(),
-                partition_key,
-                stamp: route.stamp.clone(),
-                max_drift: route.max_clock_drift,
-                clock: shared.clock,
-                ledger: shared.ledger.clone(),
-                requests: self.metrics.peer_requests.with_label_values(&[&route.name, &member.name]),
-            })));
+            peers.push(Arc::new(connector.peer(route, index, found(index)?).await));
         }
         let begun = self.begun(route, &stream.label, shared).await?;
         if let Some(old) = &begun.after {
@@ -308,11 +325,12 @@ impl Service {
     /// [`ServiceError::Rows`] when this worker could not show itself even once;
     /// [`ServiceError::Grace`] when the work did not end in time.
     pub async fn run(self) -> Result<(), ServiceError> {
-        let Self { config, heart, replicators, board, metrics, admin, drain } = self;
+        let Self { config, heart, keeper, clock, jitter, replicators, board, metrics, admin, drain } = self;
         let stop_heart = CancellationToken::new();
         let stop_admin = CancellationToken::new();
         let mut helpers = Tasks::new();
         if let Some(listener) = admin {
+            let metrics = metrics.clone();
             let admin = Admin { board: board.clone(), metrics, stall_after: config.admin.stall_after };
             helpers.spawn(http::serve(listener, admin, stop_admin.clone()));
         }
@@ -327,6 +345,9 @@ impl Service {
         let beating = Arc::clone(&heart);
         let stop = stop_heart.clone();
         helpers.spawn(async move { beating.run(stop).await });
+        helpers.spawn(keeper.run(jitter.clone(), stop_heart.clone()));
+        let loss = TimeToLoss::new(board.clone(), metrics.clone(), clock);
+        helpers.spawn(loss.run(stop_heart.clone()));
         let mut routes = Tasks::new();
         let waiting = Arc::new(AtomicUsize::new(replicators.len()));
         for replicator in replicators {
@@ -355,6 +376,7 @@ impl Service {
 struct Shared<'a> {
     aws: &'a Aws,
     ledger: Ledger,
+    gates: Gates,
     state: StateTable,
     clock: Clock,
     jitter: Jitter,

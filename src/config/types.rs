@@ -218,6 +218,13 @@ impl Config {
         self.members.iter().find(|member| member.name == name)
     }
 
+    /// Every route and peer, by their names.
+    pub fn lanes(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.routes.iter().flat_map(move |route| {
+            route.to.iter().map(move |peer| (route.name.as_str(), self.members[*peer].name.as_str()))
+        })
+    }
+
     /// The route of this name.
     #[must_use]
     pub fn route(&self, name: &str) -> Option<&Route> {

@@ -48,6 +48,12 @@ pub struct Metrics {
     pub rate_limit: GaugeVec,
     /// Stamps too far ahead of their record's creation to be believed, by route.
     pub stamps_disbelieved: IntCounterVec,
+    /// Times at which a route's guard paused it, by route.
+    pub guard_trips: IntCounterVec,
+    /// 1 while a peer is paused, by route and peer.
+    pub paused: IntGaugeVec,
+    /// Until the oldest record that is not applied leaves the stream, by route and peer, in seconds.
+    pub time_to_loss: GaugeVec,
     /// 1 while the work goes on, 0 when `/healthz` fails.
     pub healthy: Gauge,
 }
@@ -164,6 +170,17 @@ impl Metrics {
                 "stamps_disbelieved_total",
                 &["route"],
                 "Stamps further ahead of their record's creation than max_clock_drift",
+            )?,
+            guard_trips: r.counter(
+                "guard_trips_total",
+                &["route"],
+                "Times at which a route paused itself because too much was deleted at its source",
+            )?,
+            paused: r.gauges("paused", &["route", "peer"], "1 while an operator or the guard pauses a peer")?,
+            time_to_loss: r.gauge_vec(
+                "time_to_loss_seconds",
+                &["route", "peer"],
+                "Until the oldest record that this worker has not applied leaves the stream, 24 h after its creation",
             )?,
             healthy: r.gauge("healthy", "1 while the work goes on, 0 when /healthz fails")?,
             registry: r.registry,
