@@ -82,6 +82,8 @@ pub struct LaneParts {
     pub jitter: Jitter,
     /// What the lane shows of itself.
     pub status: Arc<LaneStatus>,
+    /// Cancelled when the worker should finish what it has and stop: what is paused is left.
+    pub drain: CancellationToken,
     /// Cancelled when the worker loses the right to write: everything is abandoned.
     pub fence: CancellationToken,
 }
@@ -113,6 +115,17 @@ pub struct Lane {
     dead: HashSet<Digest>,
     running: FuturesUnordered<BoxFuture<'static, Finished>>,
     frontier: watch::Sender<Frontier>,
+}
+
+/// How a lane ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LaneEnd {
+    /// The pages ended, and everything is done.
+    Done,
+    /// It was paused, and what it had not started is left for the next worker.
+    Left,
+    /// The worker lost the right to write.
+    Abandoned,
 }
 
 struct Slot {
@@ -179,23 +192,28 @@ impl Lane {
         (lane, shown)
     }
 
-    /// Takes pages until they end and everything is done (`true`), or until the fence falls (`false`).
-    pub async fn run(mut self, mut pages: mpsc::Receiver<Arc<Page>>) -> bool {
+    /// Takes pages until they end and everything is done, until it is paused and the worker drains, or until the
+    /// fence falls.
+    pub async fn run(mut self, mut pages: mpsc::Receiver<Arc<Page>>) -> LaneEnd {
+        let mut gate = self.context.peer.gate();
+        let drain = self.context.drain.clone();
+        let start = self.frontier.borrow().position.clone();
+        self.context.status.show(Some(&start), 0, 0);
         let fence = self.context.fence.clone();
         let context = Arc::clone(&self.context);
         match context.load_dead().await {
             Some(dead) => self.dead = dead,
-            None => return false,
+            None => return LaneEnd::Abandoned,
         }
         let mut open = true;
         while open || !self.slots.is_empty() {
             tokio::select! {
                 // The fence first; then what is done, which makes room; then more work.
                 biased;
-                () = fence.cancelled() => return false,
+                () = fence.cancelled() => return LaneEnd::Abandoned,
                 Some(finished) = self.running.next(), if !self.running.is_empty() => {
                     if finished.abandoned {
-                        return false;
+                        return LaneEnd::Abandoned;
                     }
                     self.finish(finished);
                 }
@@ -203,11 +221,15 @@ impl Lane {
                     Some(page) => self.take(&page),
                     None => open = false,
                 },
+                Ok(()) = gate.changed() => {}
+                () = drain.cancelled(), if self.context.peer.paused() && self.running.is_empty() => {
+                    return LaneEnd::Left;
+                }
             }
             self.start();
             self.show();
         }
-        true
+        LaneEnd::Done
     }
 
     fn has_room(&self) -> bool {
@@ -234,6 +256,8 @@ impl Lane {
                 self.count("skipped", 1);
                 continue;
             }
+            let delete = matches!(apply::plan(change, &self.context.rules), Step::Delete);
+            self.context.peer.takes(change.created, delete);
             let version = Version::new(hlc, self.context.member);
             self.enqueue(change.key.digest(), WorkItem { page: Arc::clone(page), index, version, slot });
         }
@@ -253,7 +277,7 @@ impl Lane {
     }
 
     fn start(&mut self) {
-        while self.running.len() < self.context.in_flight {
+        while self.running.len() < self.context.in_flight && !self.context.peer.paused() {
             let Some(key) = self.ready.pop_front() else { break };
             let Some(state) = self.keys.get_mut(&key) else { continue };
             let Some(mut work) = state.waiting.take() else { continue };
@@ -298,6 +322,7 @@ impl Lane {
         }
         let pending = self.slots.len();
         self.context.status.show(position.as_ref(), pending, self.running.len());
+        self.context.status.waits_for(self.slots.front().and_then(|slot| slot.position.created));
         let context = &self.context;
         let labels = [&*context.route, context.peer.name()];
         context

@@ -9,7 +9,7 @@ use crate::change::{Change, SequenceNumber};
 use crate::config::OnGap;
 use crate::failure::{Action, Class, Failure};
 use crate::gaps::Gap;
-use crate::lane::{Frontier, Lane, LaneParts, Page, Position};
+use crate::lane::{Frontier, Lane, LaneEnd, LaneParts, Page, Position};
 use crate::lease::plan::{self, Take};
 use crate::lease::row::PeerPosition;
 use crate::lease::table::{Held, HeldError};
@@ -113,7 +113,7 @@ impl Walker {
         }
         tracing::debug!(epoch = self.held.epoch(), lanes = lanes.len(), "walking");
         let mut reading = Box::pin(self.read(senders));
-        let mut ended = None;
+        let (mut ended, mut left) = (None, false);
         let mut ticks = tokio::time::interval(self.route.write.checkpoint_interval);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while ended.is_none() || !tasks.is_empty() {
@@ -126,8 +126,9 @@ impl Walker {
                     ended = Some(end);
                 }
                 Some(lane) = tasks.join_next(), if !tasks.is_empty() => match lane {
-                    Ok(true) => {}
-                    Ok(false) => return End::Lost,
+                    Ok(LaneEnd::Done) => {}
+                    Ok(LaneEnd::Left) => left = true,
+                    Ok(LaneEnd::Abandoned) => return End::Lost,
                     Err(panic) => {
                         tracing::error!(%panic, "a lane broke down; the shard is given back and taken again");
                         tasks.abort_all().await;
@@ -140,7 +141,7 @@ impl Walker {
             }
         }
         let end = match ended {
-            Some(Reading::Ended) => End::Finished,
+            Some(Reading::Ended) if !left => End::Finished,
             _ => End::Drained,
         };
         if !self.save_last(&mut lanes, end == End::Finished).await {
@@ -178,6 +179,7 @@ impl Walker {
             metrics: route.metrics.clone(),
             jitter: route.jitter.clone(),
             status: Arc::clone(self.status.lanes().get(index)?),
+            drain: self.drain.clone(),
             fence: self.fence.clone(),
         };
         Some(Lane::new(parts, start.clone()))
@@ -372,6 +374,7 @@ impl Walker {
     ) -> bool {
         let metrics = &self.route.metrics;
         self.status.read();
+        self.status.page(changes.last().map(|change| change.created));
         let Some(newest) = changes.last() else {
             metrics.pages.with_label_values(&[&*self.route.name, "empty"]).inc();
             return true;
