@@ -285,7 +285,7 @@ impl Keeper {
                 biased;
                 () = stop.cancelled() => return,
                 Some((route, why)) = self.trips.recv() => self.write(&route, &why, &jitter, &stop).await,
-                () = tokio::time::sleep(jitter.around(LOOK)) => match self.controls.rows().await {
+                () = tokio::time::sleep(LOOK) => match self.controls.rows().await {
                     Ok(rows) => {
                         failed = 0;
                         self.gates.apply(&rows);

@@ -78,11 +78,11 @@ impl TimeToLoss {
 
     fn look(&mut self) {
         let now = Instant::now();
-        let figures = self.board.figures(now.checked_sub(AT_TIP).unwrap_or(now));
+        let progress = self.board.progress(now.checked_sub(AT_TIP).unwrap_or(now));
         let mut seen = BTreeMap::new();
-        for (route, figures) in figures {
-            for (peer, figures) in figures.peers {
-                let left = left(figures.oldest, self.clock.now());
+        for (route, progress) in progress {
+            for (peer, progress) in progress.peers {
+                let left = left(progress.oldest, self.clock.now());
                 self.metrics.time_to_loss.with_label_values(&[&route, &peer]).set(left.as_secs_f64());
                 let name = (route.clone(), peer);
                 let mut thresholds = self.thresholds.remove(&name).unwrap_or_default();
@@ -91,7 +91,7 @@ impl TimeToLoss {
                         route,
                         peer = name.1,
                         left = %humantime::format_duration(Duration::from_secs(left.as_secs())),
-                        pending = figures.pending,
+                        pending = progress.pending,
                         "changes will be lost: less than {} until the oldest one that is not applied leaves the stream",
                         humantime::format_duration(threshold)
                     );

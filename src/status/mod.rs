@@ -1,5 +1,5 @@
 //! What is going on in all workers together, as the state table alone shows it.
 //!
-//! [`figures`] is what each worker publishes of itself with every beat.
+//! [`progress`] is what each worker publishes of itself with every beat.
 
-pub mod figures;
+pub mod progress;

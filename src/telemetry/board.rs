@@ -7,7 +7,7 @@ use crate::clock::Clock;
 use crate::control::{self, Gates, Pause};
 use crate::failure::Failure;
 use crate::lane::Position;
-use crate::status::figures::{PeerFigures, RouteFigures};
+use crate::status::progress::{PeerProgress, RouteProgress};
 use crate::stream::graph;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -267,15 +267,15 @@ impl Board {
     /// What this worker has to do, and how far it is, by route. A peer has everything when nothing is left to apply,
     /// and nothing was left to read at a look after `since`.
     #[must_use]
-    pub fn figures(&self, since: Instant) -> BTreeMap<String, RouteFigures> {
+    pub fn progress(&self, since: Instant) -> BTreeMap<String, RouteProgress> {
         let shared = lock(&self.shared);
         let mut routes = BTreeMap::new();
         for (name, route) in &shared.routes {
-            let mut figures = RouteFigures { shards: route.shards.len() as u64, ..RouteFigures::default() };
+            let mut progress = RouteProgress::default();
             for (shard, status) in &route.shards {
-                status.figures(shard, since, &mut figures);
+                status.progress(shard, since, &mut progress);
             }
-            routes.insert(name.clone(), figures);
+            routes.insert(name.clone(), progress);
         }
         routes
     }
@@ -350,8 +350,8 @@ impl ShardStatus {
         lock(&self.inner).unsaved.get_or_insert_with(Instant::now);
     }
 
-    /// Adds this shard to the figures of its route.
-    fn figures(&self, shard: &str, since: Instant, route: &mut RouteFigures) {
+    /// Adds this shard to the progress of its route.
+    fn progress(&self, shard: &str, since: Instant, route: &mut RouteProgress) {
         let inner = lock(&self.inner);
         if let Some(why) = &inner.stopped {
             route.stopped.insert(shard.to_owned(), why.clone());
@@ -366,9 +366,9 @@ impl ShardStatus {
                 (0, false) => inner.through.max(lane_inner.created).or_else(born),
                 _ => lane_inner.oldest.or(lane_inner.created).or_else(born),
             };
-            let figures = PeerFigures { oldest, pending: lane_inner.pending as u64, lanes: 1 };
+            let progress = PeerProgress { oldest, pending: lane_inner.pending as u64, lanes: 1 };
             let all = route.peers.entry(lane.peer.clone()).or_default();
-            *all = all.and(&figures);
+            *all = all.and(&progress);
         }
     }
 
