@@ -11,6 +11,7 @@ mod pause;
 mod run;
 #[cfg(feature = "sandbox")]
 mod sandbox;
+mod status;
 mod table;
 
 use crate::aws::{Aws, Base};
@@ -46,6 +47,8 @@ enum Command {
     Run(run::Args),
     /// Check a config, and every permission that it needs
     Check(check::Args),
+    /// Show what all workers do, how far each peer is, and what needs an operator
+    Status(status::Args),
     /// Pause a route, or one of its peers, in all workers
     Pause(pause::PauseArgs),
     /// Let a paused route, or one of its peers, go on
@@ -114,6 +117,7 @@ pub fn main() -> ExitCode {
         match cli.command {
             Command::Run(args) => run::run(args).await,
             Command::Check(args) => check::run(args).await,
+            Command::Status(args) => Box::pin(status::run(args)).await,
             Command::Pause(args) => pause::pause(args).await,
             Command::Resume(args) => pause::resume(args).await,
             Command::DeadLetters(args) => Box::pin(dead_letters::run(args)).await,

@@ -100,7 +100,7 @@ pub(super) async fn resume(args: ResumeArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// The user and the host, for the record.
-fn whoami() -> String {
+pub(super) fn whoami() -> String {
     let user =
         std::env::var("USER").or_else(|_| std::env::var("LOGNAME")).unwrap_or_else(|_| "someone".into());
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();

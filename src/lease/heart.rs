@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 const WORKERS: &str = "workers";
 const COUNTER: &str = "counter";
 /// A dead worker's row is forgotten after this.
-const FORGET: Duration = Duration::from_secs(24 * 3600);
+pub const FORGET: Duration = Duration::from_secs(24 * 3600);
 
 /// Shows that this worker lives, and judges whether others do.
 #[derive(Debug)]

@@ -11,6 +11,8 @@
 #[cfg(feature = "sandbox")]
 mod demo;
 #[cfg(feature = "sandbox")]
+mod operator;
+#[cfg(feature = "sandbox")]
 mod peer;
 #[cfg(feature = "sandbox")]
 mod preflight;
