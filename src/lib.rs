@@ -45,6 +45,7 @@ pub mod lease;
 pub mod ledger;
 pub mod limit;
 pub mod loss;
+pub mod memory;
 pub mod peer;
 pub mod replicator;
 pub mod retry;

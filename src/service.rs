@@ -15,6 +15,7 @@ use crate::lease::table::LeaseTable;
 use crate::ledger::Ledger;
 use crate::limit::Rate;
 use crate::loss::TimeToLoss;
+use crate::memory::Memory;
 use crate::replicator::{Replicator, ReplicatorParts};
 use crate::retry::{self, GaveUp, Jitter, Policy};
 use crate::route::Route;
@@ -207,6 +208,10 @@ impl Service {
         for &index in &route.to {
             peers.push(Arc::new(connector.peer(route, index, found(index)?).await));
         }
+        // Every peer of every route gets an equal part, so that one that is down fills its own and nobody else's.
+        let lanes: usize = self.config.routes.iter().map(|route| route.to.len()).sum();
+        let part = (self.config.read.memory_mb as usize) * (1 << 20) / lanes.max(1);
+        let memory = peers.iter().map(|_| Memory::new(part)).collect();
         let begun = self.begun(route, &stream.label, shared).await?;
         if let Some(old) = &begun.after {
             self.new_stream(route, &stream.label, old, shared).await?;
@@ -231,6 +236,7 @@ impl Service {
             streams,
             stream,
             peers,
+            memory,
             stamp: route.stamp.as_str().into(),
             rules: Rules { ttl_deletes: route.ttl_deletes, not_before },
             start: route.start,

@@ -43,7 +43,7 @@ struct RouteEntry {
 pub struct ShardStatus {
     clock: Option<Clock>,
     inner: Mutex<ShardInner>,
-    lanes: Vec<Arc<LaneStatus>>,
+    lanes: Mutex<Vec<Arc<LaneStatus>>>,
 }
 
 #[derive(Debug)]
@@ -83,6 +83,8 @@ struct LaneInner {
     moved: Instant,
     trouble: Option<String>,
     said: Option<Instant>,
+    /// Whether a second reader feeds it.
+    behind: bool,
 }
 
 /// A trouble that lasts is said again after this long.
@@ -132,6 +134,8 @@ pub struct LanePicture {
     pub pending: usize,
     /// Changes under way.
     pub running: usize,
+    /// Whether it catches up by a reader of its own.
+    pub behind: bool,
     /// What keeps it from moving.
     pub trouble: Option<String>,
 }
@@ -191,23 +195,9 @@ impl Board {
 
     /// This worker walks a shard from now on.
     #[must_use]
-    pub fn walks(&self, route: &str, shard: &str, peers: &[&str]) -> Arc<ShardStatus> {
-        let now = Instant::now();
-        let lane = |peer: &&str| {
-            let inner = LaneInner {
-                sequence: None,
-                created: None,
-                oldest: None,
-                pending: 0,
-                running: 0,
-                moved: now,
-                trouble: None,
-                said: None,
-            };
-            Arc::new(LaneStatus { peer: (*peer).to_owned(), inner: Mutex::new(inner) })
-        };
+    pub fn walks(&self, route: &str, shard: &str) -> Arc<ShardStatus> {
         let inner = ShardInner {
-            read: now,
+            read: Instant::now(),
             failed: 0,
             said: None,
             trouble: None,
@@ -218,10 +208,9 @@ impl Board {
             empty: 0,
             tip: None,
         };
-        let lanes = peers.iter().map(lane).collect();
         let mut shared = lock(&self.shared);
         let clock = shared.controls.as_ref().map(|(_, clock)| *clock);
-        let status = Arc::new(ShardStatus { clock, inner: Mutex::new(inner), lanes });
+        let status = Arc::new(ShardStatus { clock, inner: Mutex::new(inner), lanes: Mutex::new(Vec::new()) });
         entry(&mut shared, route).shards.insert(shard.to_owned(), Arc::clone(&status));
         status
     }
@@ -290,10 +279,23 @@ impl Board {
 }
 
 impl ShardStatus {
-    /// The lanes, in the order in which the peers were given.
+    /// Another lane of this shard.
     #[must_use]
-    pub fn lanes(&self) -> &[Arc<LaneStatus>] {
-        &self.lanes
+    pub fn lane(&self, peer: &str) -> Arc<LaneStatus> {
+        let inner = LaneInner {
+            sequence: None,
+            created: None,
+            oldest: None,
+            pending: 0,
+            running: 0,
+            moved: Instant::now(),
+            trouble: None,
+            said: None,
+            behind: false,
+        };
+        let lane = Arc::new(LaneStatus { peer: peer.to_owned(), inner: Mutex::new(inner) });
+        lock(&self.lanes).push(Arc::clone(&lane));
+        lane
     }
 
     /// A read succeeded.
@@ -359,9 +361,10 @@ impl ShardStatus {
         let at_tip = inner.ended && inner.stopped.is_none() || inner.tip.is_some_and(|tip| tip >= since);
         // A shard of which nothing was read yet has nothing that is older than itself.
         let born = || graph::born(shard).or(self.clock.map(|clock| clock.now()));
-        for lane in &self.lanes {
+        for lane in &*lock(&self.lanes) {
             let lane_inner = lock(&lane.inner);
             let oldest = match (lane_inner.pending, at_tip) {
+                (0, _) if lane_inner.behind => lane_inner.created.or_else(born),
                 (0, true) => None,
                 (0, false) => inner.through.max(lane_inner.created).or_else(born),
                 _ => lane_inner.oldest.or(lane_inner.created).or_else(born),
@@ -381,7 +384,8 @@ impl ShardStatus {
         problems: &mut Vec<String>,
     ) -> ShardPicture {
         // A reader that waits for its lanes reads nothing, and that is right.
-        let waits = self.lanes.iter().any(|lane| lock(&lane.inner).pending > 0);
+        let lanes = lock(&self.lanes);
+        let waits = lanes.iter().any(|lane| lock(&lane.inner).pending > 0);
         let inner = lock(&self.inner);
         if let Some(since) = inner.unsaved.filter(|since| since.elapsed() > stall) {
             let seconds = since.elapsed().as_secs();
@@ -396,7 +400,7 @@ impl ShardStatus {
                 (inner.read.elapsed().as_secs(), inner.trouble.as_deref().unwrap_or("unknown cause"));
             problems.push(format!("route {route}: shard {shard} was last read {seconds} s ago: {why}"));
         }
-        let lanes = self.lanes.iter().map(|lane| {
+        let lanes = lanes.iter().map(|lane| {
             let inner = lock(&lane.inner);
             // What is paused does not move, and that is right; nor has it moved yet when it was just let go on.
             let opened = gates.map_or(Ok(None), |gates| gates.open_since(route, &lane.peer));
@@ -414,6 +418,7 @@ impl ShardStatus {
                 created: inner.created.map(|at| humantime::format_rfc3339_seconds(at).to_string()),
                 pending: inner.pending,
                 running: inner.running,
+                behind: inner.behind,
                 trouble: inner.trouble.clone(),
             };
             (lane.peer.clone(), picture)
@@ -445,6 +450,11 @@ impl LaneStatus {
     /// When the first record that is not done was created; `None` when all that was taken is done.
     pub fn waits_for(&self, oldest: Option<SystemTime>) {
         lock(&self.inner).oldest = oldest;
+    }
+
+    /// Whether a second reader feeds it.
+    pub fn is_behind(&self, behind: bool) {
+        lock(&self.inner).behind = behind;
     }
 
     /// A change went through.

@@ -6,19 +6,22 @@
 //! lane's [`Frontier`] is contiguous: it never passes a change that is not applied, superseded, skipped by a
 //! rule, covered by a later one that is, or kept as a dead letter.
 //!
-//! A lane retries for as long as it lives; it ends when its pages end and all is done, or at once when its
-//! worker loses the right to write.
+//! [`work`] carries single changes out. A lane retries for as long as it lives; it ends when its pages end and all is
+//! done, or at once when its worker loses the right to write. While its peer is paused it starts nothing new, and what
+//! it has not started then does not hold up a stop.
+
+mod work;
 
 use crate::apply::{self, Rules, Step};
 use crate::change::{Change, SequenceNumber};
 use crate::clock::Clock;
-use crate::dead_letters::{self, DeadLetters, Kept, Reason};
-use crate::failure::{Action, Class, Failure};
+use crate::dead_letters::DeadLetters;
 use crate::item::Digest;
-use crate::peer::{Outcome, Peer, StepError};
-use crate::retry::{Jitter, Pauses, Policy};
+use crate::memory::Reserved;
+use crate::peer::Peer;
+use crate::retry::Jitter;
 use crate::telemetry::board::LaneStatus;
-use crate::telemetry::metrics::{Counted, Metrics};
+use crate::telemetry::metrics::{LaneMetrics, Metrics};
 use crate::version::{Fold, Hlc, Version};
 use futures::StreamExt;
 use futures::future::BoxFuture;
@@ -34,6 +37,15 @@ use tokio_util::sync::CancellationToken;
 pub struct Page {
     /// The changes; never empty.
     pub changes: Vec<Change>,
+}
+
+/// A page with the room that it takes until all of it is done.
+#[derive(Debug)]
+pub struct Handed {
+    /// The page.
+    pub page: Arc<Page>,
+    /// Its room in the memory of the lane's peer.
+    pub memory: Reserved,
 }
 
 /// How far a lane is: after this record everything is still to do.
@@ -78,6 +90,8 @@ pub struct LaneParts {
     pub clock: Clock,
     /// The worker's metrics.
     pub metrics: Metrics,
+    /// Those of this route and peer.
+    pub counters: LaneMetrics,
     /// Seeded pauses.
     pub jitter: Jitter,
     /// What the lane shows of itself.
@@ -94,15 +108,12 @@ const WINDOW: usize = 2000;
 /// Bytes of such changes, so that large items do not fill the memory.
 const WINDOW_BYTES: usize = 8 << 20;
 
-/// Once a peer that was down takes writes again, those that wait come back within about this.
-const SPREAD: Duration = Duration::from_secs(1);
-
 /// Applies one shard's changes to one peer.
 pub struct Lane {
     context: Arc<LaneParts>,
     fold: Fold,
-    /// Records up to here were done before this lane began.
-    done_before: Option<SequenceNumber>,
+    /// The last record that was taken, or was done before this lane began: what comes up to here again is passed over.
+    taken: Option<SequenceNumber>,
     /// The records taken and not passed by the frontier; the first one has number `base`.
     slots: VecDeque<Slot>,
     base: u64,
@@ -132,6 +143,8 @@ struct Slot {
     position: Position,
     size: usize,
     done: bool,
+    /// The last slot of a page holds the page's room.
+    memory: Option<Reserved>,
 }
 
 #[derive(Default)]
@@ -174,12 +187,12 @@ impl Lane {
     #[must_use]
     pub fn new(parts: LaneParts, start: Position) -> (Self, watch::Receiver<Frontier>) {
         let fold = Fold::from(start.hlc, parts.max_drift);
-        let done_before = start.sequence.clone();
+        let taken = start.sequence.clone();
         let (frontier, shown) = watch::channel(Frontier { position: start, pending: 0 });
         let lane = Self {
             context: Arc::new(parts),
             fold,
-            done_before,
+            taken,
             slots: VecDeque::new(),
             base: 0,
             bytes: 0,
@@ -194,7 +207,7 @@ impl Lane {
 
     /// Takes pages until they end and everything is done, until it is paused and the worker drains, or until the
     /// fence falls.
-    pub async fn run(mut self, mut pages: mpsc::Receiver<Arc<Page>>) -> LaneEnd {
+    pub async fn run(mut self, mut pages: mpsc::Receiver<Handed>) -> LaneEnd {
         let mut gate = self.context.peer.gate();
         let drain = self.context.drain.clone();
         let start = self.frontier.borrow().position.clone();
@@ -218,7 +231,7 @@ impl Lane {
                     self.finish(finished);
                 }
                 page = pages.recv(), if open && self.has_room() => match page {
-                    Some(page) => self.take(&page),
+                    Some(handed) => self.take(handed),
                     None => open = false,
                 },
                 Ok(()) = gate.changed() => {}
@@ -236,12 +249,14 @@ impl Lane {
         self.slots.len() < WINDOW && self.bytes < WINDOW_BYTES
     }
 
-    fn take(&mut self, page: &Arc<Page>) {
+    /// Takes a page. Records that were taken before come again when a lane changes its reader; they are passed over.
+    fn take(&mut self, handed: Handed) {
+        let Handed { page, memory } = handed;
         for (index, change) in page.changes.iter().enumerate() {
-            if self.done_before.as_ref().is_some_and(|done| change.sequence <= *done) {
-                self.count("skipped", 1);
+            if self.taken.as_ref().is_some_and(|taken| change.sequence <= *taken) {
                 continue;
             }
+            self.taken = Some(change.sequence.clone());
             let (hlc, disbelieved) = self.fold.step(change.created, change.stamps());
             if disbelieved > 0 {
                 self.disbelieve(change, disbelieved);
@@ -251,15 +266,19 @@ impl Lane {
                 Position { sequence: Some(change.sequence.clone()), hlc, created: Some(change.created) };
             let skipped = matches!(apply::plan(change, &self.context.rules), Step::Skip(_));
             self.bytes += change.size;
-            self.slots.push_back(Slot { position, size: change.size, done: skipped });
+            self.slots.push_back(Slot { position, size: change.size, done: skipped, memory: None });
             if skipped {
-                self.count("skipped", 1);
+                self.context.counters.skipped.inc();
                 continue;
             }
             let delete = matches!(apply::plan(change, &self.context.rules), Step::Delete);
             self.context.peer.takes(change.created, delete);
             let version = Version::new(hlc, self.context.member);
-            self.enqueue(change.key.digest(), WorkItem { page: Arc::clone(page), index, version, slot });
+            self.enqueue(change.key.digest(), WorkItem { page: Arc::clone(&page), index, version, slot });
+        }
+        if let Some(last) = self.slots.back_mut() {
+            // A page with nothing new gives its room back: the last slot has some already.
+            last.memory.get_or_insert(memory);
         }
     }
 
@@ -324,12 +343,7 @@ impl Lane {
         self.context.status.show(position.as_ref(), pending, self.running.len());
         self.context.status.waits_for(self.slots.front().and_then(|slot| slot.position.created));
         let context = &self.context;
-        let labels = [&*context.route, context.peer.name()];
-        context
-            .metrics
-            .rate_limit
-            .with_label_values(&labels)
-            .set(context.peer.limit().limit().unwrap_or(f64::INFINITY));
+        context.counters.rate_limit.set(context.peer.limit().limit().unwrap_or(f64::INFINITY));
         self.frontier.send_if_modified(|frontier| {
             let changed = position.is_some() || frontier.pending != pending;
             if let Some(position) = position {
@@ -349,219 +363,5 @@ impl Lane {
             key = %change.key.digest(),
             "a stamp is further ahead of its record's creation than max_clock_drift; it is not believed"
         );
-    }
-
-    fn count(&self, outcome: &str, by: u64) {
-        let labels = [&*self.context.route, self.context.peer.name(), outcome];
-        self.context.metrics.writes.with_label_values(&labels).inc_by(by);
-    }
-}
-
-/// What became of one try.
-enum Tried {
-    Done(Outcome),
-    Refused(Failure),
-    Abandoned,
-}
-
-impl LaneParts {
-    /// The keys that have dead letters; `None` when the fence fell.
-    async fn load_dead(self: &Arc<Self>) -> Option<HashSet<Digest>> {
-        let mut pauses = Pauses::new(Policy::FOREVER, self.jitter.clone());
-        loop {
-            match self.dead_letters.keys(&self.route, self.peer.name()).await {
-                Ok(keys) => {
-                    self.peer.got_through();
-                    return Some(keys);
-                }
-                Err(failure) => self.failed("state", &failure, &mut pauses).await.then_some(())?,
-            }
-        }
-    }
-
-    /// Applies the last change of `work`; when the peer refuses that for good, the one before it, and so on.
-    /// What was refused is kept as dead letters, in order.
-    async fn carry_out(self: Arc<Self>, work: Work) -> Finished {
-        let in_flight = self.metrics.in_flight.with_label_values(&[&self.route, self.peer.name()]);
-        let _counted = Counted::new(in_flight);
-        let result = self.settle(&work).await;
-        let slots = work.items.iter().map(|item| item.slot).collect();
-        Finished { key: work.key, slots, dead: result == Some(true), abandoned: result.is_none() }
-    }
-
-    /// `None` when the fence fell, else whether the key has dead letters now.
-    async fn settle(&self, work: &Work) -> Option<bool> {
-        let mut pauses = Pauses::new(Policy::FOREVER, self.jitter.clone());
-        let items = self.put_behind(work, &mut pauses).await?;
-        if items.is_empty() {
-            return Some(true);
-        }
-        let deletes = items.iter().filter(|i| matches!(apply::plan(i.change(), &self.rules), Step::Delete));
-        let raise = deletes.map(|item| item.version).max();
-        let mut refused: Vec<Failure> = Vec::new();
-        let mut tried = None;
-        for item in items.iter().rev() {
-            match self.try_one(item, raise, &mut pauses).await {
-                Tried::Done(outcome) => {
-                    tried = Some(outcome);
-                    break;
-                }
-                Tried::Refused(failure) => refused.push(failure),
-                Tried::Abandoned => return None,
-            }
-        }
-        let kept = items.len() - refused.len();
-        if let (Some(item), Some(why)) = (items.last(), refused.first()) {
-            self.confirm(item, why, &mut pauses).await?;
-        }
-        for (item, why) in items[kept..].iter().zip(refused.iter().rev()) {
-            self.keep(item, Reason::Refused, why, &mut pauses).await?;
-        }
-        if let Some(outcome) = tried {
-            self.count_done(&items[..kept], outcome);
-        }
-        self.status.moving();
-        self.peer.got_through();
-        Some(!refused.is_empty())
-    }
-
-    /// Sees that the peer refuses this item and not every item: a table that was made again with other keys refuses
-    /// all, and nothing of that is a dead letter. Waits until a write that changes nothing is accepted.
-    async fn confirm(&self, item: &WorkItem, why: &Failure, pauses: &mut Pauses) -> Option<()> {
-        while let Err(failure) = self.peer.accepts(&item.change().key).await {
-            let what = format!("{why}; and so is a write that changes nothing: {failure}");
-            let all = Failure::new(Class::Unrecognised, "EveryWriteRefused", what);
-            self.failed(self.peer.name(), &all, pauses).await.then_some(())?;
-        }
-        Some(())
-    }
-
-    /// Keeps the changes of a key that has dead letters behind these; gives the rest when an operator has taken the
-    /// letters away, all of it for a key that has none.
-    async fn put_behind<'w>(&self, work: &'w Work, pauses: &mut Pauses) -> Option<&'w [WorkItem]> {
-        let why = Failure::new(Class::Invalid, "Behind", "an earlier change of this key is a dead letter");
-        let mut rest = &work.items[..];
-        while let Some((item, later)) = rest.split_first().filter(|_| work.dead) {
-            match self.keep(item, Reason::Behind, &why, pauses).await? {
-                Kept::Kept => rest = later,
-                Kept::Free => break,
-            }
-        }
-        Some(rest)
-    }
-
-    /// Tries one change until it is done or refused for good.
-    async fn try_one(&self, item: &WorkItem, raise: Option<Version>, pauses: &mut Pauses) -> Tried {
-        let mut raise = raise;
-        loop {
-            if self.fence.is_cancelled() {
-                return Tried::Abandoned;
-            }
-            let result = match raise {
-                Some(version) => match self.peer.raise(&item.change().key, version).await {
-                    Ok(()) => {
-                        raise = None;
-                        continue;
-                    }
-                    Err(error) => Err(error),
-                },
-                None => self.step(item).await,
-            };
-            match result {
-                Ok(outcome) => return Tried::Done(outcome),
-                Err(StepError::Peer(failure)) if failure.class == Class::Invalid => {
-                    return Tried::Refused(failure);
-                }
-                Err(error) => {
-                    let at = match error {
-                        StepError::Peer(_) => self.peer.name(),
-                        StepError::State(_) => "state",
-                    };
-                    if !self.failed(at, error.failure(), pauses).await {
-                        return Tried::Abandoned;
-                    }
-                }
-            }
-        }
-    }
-
-    async fn step(&self, item: &WorkItem) -> Result<Outcome, StepError> {
-        let change = item.change();
-        match apply::plan(change, &self.rules) {
-            Step::Put { content, creates } => {
-                self.peer.put(content, &change.key, item.version, creates).await
-            }
-            Step::Delete => self.peer.delete(&change.key, item.version).await,
-            // Skipped changes never become work.
-            Step::Skip(_) => Ok(Outcome::Superseded),
-        }
-    }
-
-    async fn keep(
-        &self,
-        item: &WorkItem,
-        reason: Reason,
-        why: &Failure,
-        pauses: &mut Pauses,
-    ) -> Option<Kept> {
-        let lane = dead_letters::Lane { route: &self.route, peer: self.peer.name(), shard: &self.shard };
-        loop {
-            match self.dead_letters.keep(lane, item.change(), item.version, reason, why).await {
-                Ok(Kept::Kept) => break,
-                Ok(Kept::Free) => return Some(Kept::Free),
-                Err(failure) => self.failed("state", &failure, pauses).await.then_some(())?,
-            }
-        }
-        let labels = [&*self.route, self.peer.name(), reason.name()];
-        self.metrics.dead_letters.with_label_values(&labels).inc();
-        self.metrics.writes.with_label_values(&[&self.route, self.peer.name(), "dead"]).inc();
-        tracing::error!(
-            peer = self.peer.name(),
-            key = %item.change().key.digest(),
-            sequence = %item.change().sequence,
-            reason = reason.name(),
-            code = why.code,
-            "a change cannot be applied; it is kept as a dead letter, and later changes of its key wait"
-        );
-        Some(Kept::Kept)
-    }
-
-    /// Notes a failure and waits; `false` when the fence fell.
-    async fn failed(&self, at: &str, failure: &Failure, pauses: &mut Pauses) -> bool {
-        self.metrics.retried(&self.route, at, failure.class);
-        if failure.class.action() != Action::RetrySoon {
-            self.status.stalled(failure);
-        }
-        let action = match failure.class.action() {
-            // Nobody above could do better than to try again.
-            Action::GiveBack => Action::RetrySlowly,
-            action => action,
-        };
-        let pause = pauses.next(action).unwrap_or(Policy::FOREVER.slow);
-        let spread = self.jitter.around(SPREAD);
-        tokio::select! {
-            biased;
-            () = self.fence.cancelled() => false,
-            () = tokio::time::sleep(pause), if action == Action::RetrySoon => true,
-            () = self.peer.slowly(pause, spread), if action == Action::RetrySlowly => true,
-        }
-    }
-
-    fn count_done(&self, items: &[WorkItem], outcome: Outcome) {
-        let (Some((_, covered)), now) = (items.split_last(), self.clock.now()) else { return };
-        let outcome = match outcome {
-            Outcome::Applied => "applied",
-            Outcome::Superseded => "superseded",
-        };
-        let writes =
-            |outcome| self.metrics.writes.with_label_values(&[&self.route, self.peer.name(), outcome]);
-        writes(outcome).inc();
-        if !covered.is_empty() {
-            writes("folded").inc_by(covered.len() as u64);
-        }
-        let lag = self.metrics.lag.with_label_values(&[&self.route, self.peer.name()]);
-        for item in items {
-            lag.observe(now.duration_since(item.change().created).unwrap_or_default().as_secs_f64());
-        }
     }
 }
