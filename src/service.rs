@@ -148,6 +148,7 @@ impl Service {
             config.write.request_timeout,
             jitter.clone(),
         ));
+        heart.publishes(board.clone());
         let controls = Controls::new(state.clone(), options.clock);
         let (gates, keeper) = Gates::new(config.lanes(), controls.clone());
         gates.apply(&controls.rows().await.map_err(ServiceError::Rows)?);

@@ -127,7 +127,7 @@ async fn a_term_signal_drains_and_exits_with_0() {
     assert!(said.contains("draining") && said.contains("stopped"), "{said}");
     let rows = served.world.rows("lease#copy");
     assert!(rows.len() == 2 && rows.iter().all(|row| row.get("owner").is_none()), "{rows:?}");
-    assert!(served.world.rows("workers").is_empty());
+    assert!(served.world.rows("fleet").is_empty());
     // What came too late for the drain is for the next start.
     let process = served.run("25s").await;
     until("members are equal", async || served.world.all_equal()).await;
