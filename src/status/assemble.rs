@@ -174,3 +174,122 @@ impl View<'_> {
 fn time(at: SystemTime) -> String {
     humantime::format_rfc3339_seconds(at).to_string()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::Pause;
+    use crate::lane::Position;
+    use crate::lease::row::PeerPosition;
+    use crate::status::progress::{PeerProgress, RouteProgress};
+    use crate::status::{DeadLetters, Gap, LeaseRow, WorkerRow};
+    use std::time::UNIX_EPOCH;
+
+    const LEASE: Duration = Duration::from_secs(30);
+
+    fn at(seconds_ago: u64) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(1_800_000_000 - seconds_ago)
+    }
+
+    fn lease(shard: &str, owner: Option<&str>, created: Option<u64>, done: bool) -> LeaseRow {
+        let position = Position { created: created.map(at), ..Position::default() };
+        let peers = BTreeMap::from([("b".to_owned(), PeerPosition { position, done })]);
+        LeaseRow { shard: shard.to_owned(), owner: owner.map(str::to_owned), peers }
+    }
+
+    fn worker(beat: u64, oldest: Option<u64>, lanes: u64) -> WorkerRow {
+        let peer = PeerProgress { oldest: oldest.map(at), pending: 3, lanes };
+        let peers = BTreeMap::from([("b".to_owned(), peer)]);
+        let route = RouteProgress { peers, stopped: BTreeMap::new() };
+        WorkerRow { counter: 1, beat: at(beat), progress: BTreeMap::from([("copy".to_owned(), route)]) }
+    }
+
+    /// One worker that holds one shard and has all of it, and one shard that is done.
+    fn fine() -> Look {
+        let leases = vec![lease("s0", None, Some(500), true), lease("s1", Some("w"), Some(9), false)];
+        let route = RouteLook { peers: vec!["b".to_owned()], leases, ..RouteLook::default() };
+        Look {
+            now: at(0),
+            workers: BTreeMap::from([("w".to_owned(), worker(5, None, 1))]),
+            pauses: BTreeMap::new(),
+            routes: BTreeMap::from([("copy".to_owned(), route)]),
+        }
+    }
+
+    fn peer(look: &Look) -> Peer {
+        assemble(look, &[], LEASE).routes["copy"].peers["b"].clone()
+    }
+
+    fn problems(look: &Look) -> Vec<String> {
+        assemble(look, &[], LEASE).problems.into_iter().map(|problem| problem.what).collect()
+    }
+
+    #[test]
+    fn when_all_is_well_nothing_needs_an_operator() {
+        let status = assemble(&fine(), &[], LEASE);
+        assert!(status.caught_up() && status.problems.is_empty(), "{status:?}");
+        let worker = &status.workers["w"];
+        assert_eq!((worker.alive, worker.beat_seconds_ago, worker.shards["copy"]), (true, 5, 1));
+        let route = &status.routes["copy"];
+        assert_eq!((route.shards.len(), route.done), (1, 1));
+        let peer = &route.peers["b"];
+        assert_eq!((peer.lag_seconds, peer.time_to_loss_seconds, peer.pending), (0, 86_400, 3));
+    }
+
+    #[test]
+    fn the_furthest_behind_decides() {
+        let mut look = fine();
+        look.workers.insert("v".to_owned(), worker(1, Some(7200), 0));
+        let state = peer(&look);
+        assert_eq!((state.caught_up, state.lag_seconds, state.time_to_loss_seconds), (false, 7200, 79_200));
+        // A shard that nobody walks is as far as its checkpoint.
+        let mut look = fine();
+        look.routes.get_mut("copy").unwrap().leases.push(lease("s2", None, Some(60), false));
+        assert_eq!((peer(&look).caught_up, peer(&look).lag_seconds), (false, 60));
+        // Nothing is known yet of a shard that was just taken.
+        let mut look = fine();
+        look.routes.get_mut("copy").unwrap().leases.push(lease("s2", Some("w"), None, false));
+        assert!(!peer(&look).caught_up);
+    }
+
+    #[test]
+    fn a_worker_that_seems_dead_says_nothing_unless_its_counter_moved() {
+        let mut look = fine();
+        look.workers.insert("w".to_owned(), worker(40, None, 1));
+        let state = peer(&look);
+        assert_eq!((state.caught_up, state.lag_seconds), (false, 9), "its shard's checkpoint counts");
+        assert_eq!(problems(&look), ["route copy: no worker lives; 1 shards are not read"]);
+        assert!(assemble(&look, &["w"], LEASE).caught_up(), "clocks differ");
+    }
+
+    #[test]
+    fn what_needs_an_operator_is_named() {
+        let mut look = fine();
+        let route = look.routes.get_mut("copy").unwrap();
+        let gap = |settled: Option<&str>| {
+            let text = |text: &str| text.to_owned();
+            let settled = settled.map(str::to_owned);
+            let (shard, after, found) = (text("s1"), text("5"), text("now"));
+            Gap { shard, after, from: text("then"), to: text("now"), found, settled }
+        };
+        route.gaps = vec![gap(None), gap(Some("by me"))];
+        route.dead_letters.insert("b".to_owned(), DeadLetters { keys: 2, refused: 2, behind: 5 });
+        let pause = |by: &str| Pause { why: "x".to_owned(), by: by.to_owned(), since: "s".to_owned() };
+        look.pauses.insert(Scope { route: "copy".to_owned(), peer: None }, pause(GUARD));
+        let progress = look.workers.get_mut("w").unwrap().progress.get_mut("copy").unwrap();
+        progress.stopped.insert("s1".to_owned(), "a record that cannot be decoded".to_owned());
+        assert_eq!(
+            problems(&look),
+            [
+                "route copy: records of s1 after 5, created between then and now, were lost unread",
+                "route copy: shard s1 stopped: a record that cannot be decoded",
+                "route copy, peer b: 7 dead letters of 2 keys",
+                "route copy, peer b: paused since s by guard: x",
+            ]
+        );
+        // An operator's own pause is no problem, and is shown.
+        look.pauses.insert(Scope { route: "copy".to_owned(), peer: None }, pause("me"));
+        assert_eq!(problems(&look).len(), 3);
+        assert_eq!(peer(&look).paused.map(|pause| pause.by).as_deref(), Some("me"));
+    }
+}

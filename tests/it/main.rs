@@ -9,6 +9,7 @@
     reason = "a test fails by panicking and says so"
 )]
 
+mod commands;
 mod demo;
 mod lanes;
 mod operator;
