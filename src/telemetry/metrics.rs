@@ -207,7 +207,7 @@ impl Metrics {
             rate_limit: r.gauge_vec(
                 "rate_limit",
                 &["route", "peer"],
-                "Adaptive limit on a peer's writes a second; +Inf while the peer throttles nothing",
+                "Limit on a peer's writes a second: the configured one, or a lower one that follows throttling; +Inf without any",
             )?,
             stamps_disbelieved: r.counter(
                 "stamps_disbelieved_total",
@@ -351,6 +351,25 @@ mod tests {
             .map(|d| (d.name.clone(), d.kind.to_owned(), d.labels.join(", "), d.help.clone()))
             .collect();
         assert_eq!(written, expected);
+    }
+
+    #[test]
+    fn alerts_are_about_metrics_that_exist() {
+        let alerts = std::fs::read_to_string("deploy/prometheus/alerts.yml").unwrap();
+        let metrics = Metrics::new().unwrap();
+        let known = |name: &str| {
+            metrics.descriptions().iter().any(|d| match d.kind {
+                "histogram" => ["_bucket", "_sum", "_count"].iter().any(|end| name == format!("{}{end}", d.name)),
+                _ => name == d.name,
+            })
+        };
+        let words = alerts.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        let named: Vec<&str> = words.filter(|word| word.starts_with("shardwalker_")).collect();
+        assert!(named.len() > 8, "{named:?}");
+        for name in named {
+            assert!(known(name), "{name}");
+        }
+        assert!(alerts.contains("shardwalker_time_to_loss_seconds"));
     }
 
     #[test]
