@@ -57,23 +57,28 @@ pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (status, in_time) = match args.wait {
         None => (settled(&first, beat, lease, look).await?, true),
         Some(Wait::CaughtUp) => {
-            let limit = Instant::now() + args.timeout;
+            let begun = Instant::now();
+            let mut mark = None;
             loop {
                 tokio::time::sleep((beat / 2).max(Duration::from_millis(100))).await;
                 let now = look().await?;
-                let moved = moved(&first, &now);
-                let status = assemble(&now, &moved, lease);
-                // What a worker says counts when it was written after this command began: two beats later, because
-                // one may have been under way.
-                let fresh = |name: &str| {
-                    let count = |look: &Look| look.workers.get(name).map_or(0, |worker| worker.counter);
-                    !first.workers.contains_key(name) || count(&now) >= count(&first) + 2
+                let status = assemble(&now, &moved(&first, &now), lease);
+                // What a worker says is about the last one and a half beats (`Heart`). So it is about what was written
+                // before this command when it was said in a beat that began later than that: one may have been
+                // under way, the one after it was not.
+                let marked = match &mark {
+                    Some(mark) => mark,
+                    None if begun.elapsed() < beat * 3 / 2 => &now,
+                    None => mark.insert(now.clone()),
                 };
-                let alive = status.workers.iter().filter(|(_, worker)| worker.alive);
-                if status.caught_up() && alive.clone().all(|(name, _)| fresh(name)) && alive.count() > 0 {
+                let count = |look: &Look, name: &str| look.workers.get(name).map_or(0, |row| row.counter);
+                let fresh = |name: &str| count(&now, name) >= count(marked, name) + 2;
+                let mut alive = status.workers.iter().filter(|(_, worker)| worker.alive).peekable();
+                let all_fresh = alive.peek().is_some() && alive.all(|(name, _)| fresh(name));
+                if status.caught_up() && all_fresh {
                     break (status, true);
                 }
-                if Instant::now() >= limit {
+                if begun.elapsed() >= args.timeout {
                     break (status, false);
                 }
             }

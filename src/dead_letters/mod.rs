@@ -126,7 +126,8 @@ impl DeadLetters {
     /// # Errors
     /// The failure of the call.
     pub async fn keys(&self, route: &str, peer: &str) -> Result<HashSet<Digest>, Failure> {
-        Ok(self.counts(route, peer).await?.into_iter().map(|(key, _)| key).collect())
+        let counts = self.counts(route, peer).await?;
+        Ok(counts.into_iter().filter(|(_, count)| count.letters > 0).map(|(key, _)| key).collect())
     }
 
     /// The keys of a lane that have letters, and how many, in the digests' order. Strongly consistent.
@@ -155,11 +156,11 @@ impl DeadLetters {
         let digest = change.key.digest();
         let (pk, keys) = (letters_partition(lane.route, lane.peer), keys_partition(lane.route, lane.peer));
         let head = sort(digest, &change.sequence, 0);
-        let known = self.state.get(&keys, &digest.to_string()).await?;
-        if known.is_none() && reason == Reason::Behind {
+        let known = self.count(&keys, digest).await?;
+        if known.letters == 0 && reason == Reason::Behind {
             return Ok(Kept::Free);
         }
-        if known.as_ref().is_some_and(|row| count(row).letters >= u64::from(self.per_key)) {
+        if known.letters >= u64::from(self.per_key) {
             let there = self.state.get(&pk, &head).await?.is_some();
             return if there { Ok(Kept::Kept) } else { Err(self.too_many(lane, digest)) };
         }
@@ -189,12 +190,14 @@ impl DeadLetters {
         }
         let room = match reason {
             Reason::Refused => "attribute_not_exists(#letters) OR #letters < :bound",
-            Reason::Behind => "#letters < :bound",
+            Reason::Behind => "#letters > :none AND #letters < :bound",
         };
-        let counted = self
-            .counting(&keys, digest, 1, i64::from(reason == Reason::Refused))
-            .condition(room)
-            .value(":bound", number(self.per_key));
+        let refused = i64::from(reason == Reason::Refused);
+        let mut counted = self.counting(&keys, digest, 1, refused).condition(room);
+        counted = counted.value(":bound", number(self.per_key));
+        if reason == Reason::Behind {
+            counted = counted.value(":none", number(0));
+        }
         let put = Action::put(row).condition("attribute_not_exists(#pk)").name("#pk", PK);
         match self.state.transact([put, counted]).await? {
             Outcome::Done => Ok(Kept::Kept),
@@ -202,8 +205,8 @@ impl DeadLetters {
             // The count changed since it was looked at; no letter came of it.
             Outcome::Refused(_) => {
                 self.remove_parts(&pk, digest, &change.sequence, parts.len()).await?;
-                match self.state.get(&keys, &digest.to_string()).await? {
-                    None if reason == Reason::Behind => Ok(Kept::Free),
+                match (self.count(&keys, digest).await?.letters, reason) {
+                    (0, Reason::Behind) => Ok(Kept::Free),
                     _ => Err(self.too_many(lane, digest)),
                 }
             }
@@ -308,6 +311,10 @@ impl DeadLetters {
             Err(failure) if failure.class == Class::Condition => Ok(false),
             Err(failure) => Err(failure),
         }
+    }
+
+    async fn count(&self, keys: &str, digest: Digest) -> Result<Count, Failure> {
+        Ok(self.state.get(keys, &digest.to_string()).await?.as_ref().map(count).unwrap_or_default())
     }
 
     fn counting(&self, keys: &str, digest: Digest, letters: i64, refused: i64) -> Action {

@@ -204,9 +204,9 @@ impl Heart {
         Ok(())
     }
 
-    /// How far the work is; a shard that was read to its tip since the last beat has nothing left.
+    /// How far the work is; a shard that was read to its tip within about a beat has nothing left.
     fn progress(&self, now: Instant) -> BTreeMap<String, progress::RouteProgress> {
-        let since = now.checked_sub(self.interval * 2).unwrap_or(now);
+        let since = now.checked_sub(self.interval * 3 / 2).unwrap_or(now);
         self.board.get().map(|board| board.progress(since)).unwrap_or_default()
     }
 

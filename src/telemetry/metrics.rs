@@ -359,7 +359,9 @@ mod tests {
         let metrics = Metrics::new().unwrap();
         let known = |name: &str| {
             metrics.descriptions().iter().any(|d| match d.kind {
-                "histogram" => ["_bucket", "_sum", "_count"].iter().any(|end| name == format!("{}{end}", d.name)),
+                "histogram" => {
+                    ["_bucket", "_sum", "_count"].iter().any(|end| name == format!("{}{end}", d.name))
+                }
                 _ => name == d.name,
             })
         };
