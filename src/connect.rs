@@ -7,9 +7,11 @@ use crate::clock::Clock;
 use crate::config::{self, Config};
 use crate::control::Gates;
 use crate::guard::Guard;
+use crate::lease::heart::Heart;
 use crate::ledger::Ledger;
 use crate::peer::{Peer, PeerParts};
 use crate::telemetry::metrics::Metrics;
+use std::sync::Arc;
 
 /// Makes peers.
 pub struct Connector<'a> {
@@ -21,6 +23,8 @@ pub struct Connector<'a> {
     pub ledger: Ledger,
     /// Who may start anything new; `None` where nobody pauses.
     pub gates: Option<&'a Gates>,
+    /// The worker's right to write; `None` where no lease gives it.
+    pub heart: Option<&'a Arc<Heart>>,
     /// The clock.
     pub clock: Clock,
     /// The metrics.
@@ -44,6 +48,7 @@ impl Connector<'_> {
             max_writes: route.max_writes.get(&index).copied(),
             gate: self.gates.map(|gates| gates.gate(&route.name, &member.name)),
             guard,
+            heart: self.heart.map(Arc::clone),
             clock: self.clock,
             ledger: self.ledger.clone(),
             requests: self.metrics.peer_requests.with_label_values(&[&route.name, &member.name]),

@@ -38,6 +38,7 @@ pub mod dead_letters;
 pub mod failure;
 pub mod gaps;
 pub mod guard;
+pub mod invariants;
 pub mod item;
 pub mod json;
 pub mod lane;

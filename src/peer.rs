@@ -10,6 +10,7 @@ use crate::control::Pause;
 use crate::failure::{Class, Failure};
 use crate::guard::Guard;
 use crate::item::{Item, Key};
+use crate::lease::heart::Heart;
 use crate::ledger::Ledger;
 use crate::limit::Adaptive;
 use crate::version::{Hlc, Stamp, Version};
@@ -23,6 +24,7 @@ use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::result::SdkError;
 use prometheus::IntCounter;
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::{Mutex, Notify, watch};
 
@@ -70,6 +72,7 @@ pub struct Peer {
     max_drift: Duration,
     clock: Clock,
     ledger: Ledger,
+    heart: Option<Arc<Heart>>,
     limit: Adaptive,
     gate: watch::Receiver<Option<Pause>>,
     guard: Option<Guard>,
@@ -103,6 +106,8 @@ pub struct PeerParts {
     pub clock: Clock,
     /// The tombstones.
     pub ledger: Ledger,
+    /// The worker's: nothing is written while it has no right to. `None` where no lease gives that right.
+    pub heart: Option<Arc<Heart>>,
     /// Counts requests.
     pub requests: IntCounter,
 }
@@ -124,7 +129,7 @@ impl Peer {
     #[must_use]
     pub fn new(parts: PeerParts) -> Self {
         let PeerParts { name, client, table, partition_key, stamp, max_drift, .. } = parts;
-        let PeerParts { max_writes, gate, guard, clock, ledger, requests, .. } = parts;
+        let PeerParts { max_writes, gate, guard, clock, ledger, heart, requests, .. } = parts;
         let limit = Adaptive::new(max_writes.map(f64::from));
         let gate = gate.unwrap_or_else(|| watch::channel(None).1);
         let (probe, recovered) = (Mutex::new(()), Notify::new());
@@ -137,6 +142,7 @@ impl Peer {
             max_drift,
             clock,
             ledger,
+            heart,
             limit,
             gate,
             guard,
@@ -186,6 +192,8 @@ impl Peer {
             tokio::time::sleep(pause).await;
         };
         tokio::select! {
+            // What got through goes before the pause.
+            biased;
             () = self.recovered.notified() => tokio::time::sleep(spread).await,
             () = probe => {}
         }
@@ -288,6 +296,19 @@ impl Peer {
         }
     }
 
+    /// Waits for a turn; then it sees that the worker still has the right to write. A worker that stood still has
+    /// lost it before anything could tell it so, and what it creates now may be what others have deleted: so this
+    /// is asked before each request, by time.
+    async fn may_write(&self) -> Result<(), StepError> {
+        self.limit.turn().await;
+        if self.heart.as_ref().is_some_and(|heart| heart.fence().is_none()) {
+            let why = "this worker's row in the state table was not renewed in time; it writes nothing";
+            return Err(StepError::Peer(Failure::new(Class::Transient, "NotAlive", why)));
+        }
+        self.requests.inc();
+        Ok(())
+    }
+
     async fn send_put(
         &self,
         content: &Item,
@@ -298,8 +319,7 @@ impl Peer {
         let mut item = HashMap::with_capacity(content.0.len() + 1);
         item.extend(content.0.iter().map(|(name, value)| (name.clone(), value.clone())));
         item.insert(self.stamp.clone(), AttributeValue::S(stamp.to_owned()));
-        self.limit.turn().await;
-        self.requests.inc();
+        self.may_write().await?;
         let request = self
             .client
             .put_item()
@@ -327,8 +347,7 @@ impl Peer {
     }
 
     async fn send_delete(&self, key: &Key, version: Version, expect: &Expect) -> Result<Answer, StepError> {
-        self.limit.turn().await;
-        self.requests.inc();
+        self.may_write().await?;
         let request = self
             .client
             .delete_item()

@@ -202,6 +202,7 @@ impl Service {
             aws: shared.aws,
             ledger: shared.ledger.clone(),
             gates: Some(&shared.gates),
+            heart: Some(&self.heart),
             clock: shared.clock,
             metrics: &self.metrics,
         };

@@ -28,6 +28,9 @@ impl<T: Send + 'static> Tasks<T> {
 
     /// Starts a task in the current tracing span.
     pub fn spawn(&mut self, task: impl Future<Output = T> + Send + 'static) -> AbortHandle {
+        // A simulated worker that stands still does so with all its tasks.
+        #[cfg(feature = "sandbox")]
+        let task = crate::sandbox::pause::inherit(task);
         self.set.spawn(task.in_current_span())
     }
 

@@ -26,6 +26,7 @@ pub mod error;
 pub mod faults;
 pub mod gateway;
 pub mod iam;
+pub mod pause;
 pub mod random;
 pub mod setup;
 pub mod streams;

@@ -182,6 +182,7 @@ impl Reading<'_> {
             ReadError::Trimmed { after } => self.gap(after, false, hand).await,
             ReadError::Gone => self.gap(None, true, hand).await,
             ReadError::Undecodable(error) => Some(self.stop("undecodable", &error.to_string())),
+            ReadError::Unreadable(error) => Some(self.stop("undecodable", &error.to_string())),
             ReadError::Call(failure) => {
                 self.route.metrics.retried(&self.route.name, "stream", failure.class);
                 let action = match failure.class {

@@ -53,8 +53,10 @@ impl Operator {
         let found = Preflight { config, aws, jitter, cancel: &cancel }.table(index).await.unwrap();
         let ledger = Ledger::new(self.state.clone(), self.clock, Duration::from_secs(7 * 86_400));
         let metrics = Metrics::new().unwrap();
-        let (gates, clock, metrics) = (None, self.clock, &metrics);
-        Connector { config, aws, ledger, gates, clock, metrics }.peer(&config.routes[0], index, &found).await
+        let (gates, heart, clock, metrics) = (None, None, self.clock, &metrics);
+        Connector { config, aws, ledger, gates, heart, clock, metrics }
+            .peer(&config.routes[0], index, &found)
+            .await
     }
 
     async fn letters(&self, peer: &str) -> Vec<Letter> {
@@ -352,4 +354,65 @@ async fn the_stamp_is_not_what_an_operator_must_know() {
     worker.stop().await.unwrap();
     let admin = Client::admin(&world.sandbox, PEERS[0].0);
     assert_eq!(admin.db.scan().table_name("orders-copy").send().await.unwrap().count(), 0);
+}
+
+/// Random writes, some of which no peer takes, and two operators who retry and discard at random meanwhile: what is
+/// left in the end is what the source has.
+#[tokio::test(start_paused = true)]
+async fn operators_and_workers_at_odds_lose_nothing() {
+    use rand::rngs::StdRng;
+    use rand::{Rng, SeedableRng};
+    let given = std::env::var("OPERATOR_SEED").ok().and_then(|seed| seed.parse().ok());
+    for seed in given.map_or(1..4_u64, |seed| seed..seed + 1) {
+        eprintln!("OPERATOR_SEED={seed}");
+        let world = World::new();
+        let worker = world.worker().await;
+        let (operator, other) = (Operator::new(&world).await, Operator::new(&world).await);
+        let peer = operator.peer(1).await;
+        let keys = ["k0", "k1", "k2"];
+        let writes = async {
+            let mut random = StdRng::seed_from_u64(seed);
+            for n in 0..120 {
+                let id = keys[random.random_range(0..keys.len())];
+                match random.random_range(0..10) {
+                    0 => put_big(&world, id).await,
+                    1 | 2 => world.delete(id).await,
+                    _ => world.put(id, &n.to_string()).await,
+                }
+                tokio::time::sleep(Duration::from_millis(random.random_range(0..150))).await;
+            }
+            for id in keys {
+                world.put(id, "last").await;
+            }
+        };
+        let operate = async |operator: &Operator, seed: u64| {
+            let mut random = StdRng::seed_from_u64(seed);
+            for _ in 0..60 {
+                for letter in operator.letters("b").await {
+                    if letter.reason == Reason::Refused {
+                        operator.letters.remove("copy", "b", &letter).await.unwrap();
+                    }
+                    if random.random_ratio(1, 2) {
+                        operator.retry(&peer, letter.key).await.unwrap();
+                    }
+                }
+                tokio::time::sleep(Duration::from_millis(random.random_range(0..400))).await;
+            }
+        };
+        futures::join!(writes, operate(&operator, seed + 100), operate(&other, seed + 200));
+        let limit = Instant::now() + Duration::from_secs(600);
+        while world.items(&world.peers[0]) != world.items(&world.source) {
+            assert!(Instant::now() < limit, "seed {seed}: {:?}", operator.letters("b").await);
+            operate(&operator, seed).await;
+        }
+        assert_eq!(operator.letters("b").await, [], "seed {seed}");
+        for (key, _) in operator.letters.counts("copy", "b").await.unwrap() {
+            assert!(
+                operator.letters.release("copy", "b", key).await.unwrap(),
+                "seed {seed}: its count is wrong"
+            );
+        }
+        assert!(world.rows("dead#copy#b").is_empty(), "seed {seed}");
+        worker.kill().await;
+    }
 }

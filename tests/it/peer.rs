@@ -58,6 +58,7 @@ async fn parts() -> Parts {
         guard: None,
         clock,
         ledger: ledger.clone(),
+        heart: None,
         requests: IntCounter::new("requests", "requests").unwrap(),
     });
     Parts { world, peer, ledger, state, clock }

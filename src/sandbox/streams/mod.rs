@@ -69,6 +69,8 @@ pub struct ShardInfo {
     pub open: bool,
     /// How many records can be read.
     pub records: usize,
+    /// The sequence number of the newest record that can be read.
+    pub newest: Option<String>,
 }
 
 /// What to do to a shard.

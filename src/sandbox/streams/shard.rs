@@ -102,6 +102,7 @@ impl Shard {
             parent: self.parent.clone(),
             open: self.is_open(),
             records: self.records.len(),
+            newest: self.records.back().map(|record| record.sequence.to_string()),
         }
     }
 
@@ -135,9 +136,9 @@ impl Shard {
         }
     }
 
-    /// Drops all records, and what could be positioned before them.
+    /// Drops all records, as if they had aged out: whoever has read the last of them loses nothing.
     pub fn trim_all(&mut self) {
-        self.trimmed = Some(self.next.saturating_sub(1));
+        self.trimmed = self.records.back().map(|record| record.sequence).or(self.trimmed);
         self.records.clear();
     }
 

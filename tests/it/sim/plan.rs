@@ -1,0 +1,260 @@
+//! What a seed decides: the tables, the workers, the load, and everything that goes wrong, with its time.
+//!
+//! Drawn at once, before anything runs, so that what happens in a run never moves what else is drawn.
+
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+use shardwalker::sandbox::faults::{Effect, Rule, Weather};
+use std::time::Duration;
+
+/// A lease's duration, and a request's time limit.
+pub(super) const LEASE: Duration = Duration::from_secs(12);
+pub(super) const REQUEST: Duration = Duration::from_secs(4);
+
+/// One run.
+#[derive(Debug, Clone)]
+pub(super) struct Plan {
+    pub(super) seed: u64,
+    /// How many peers each route has.
+    pub(super) routes: Vec<usize>,
+    pub(super) workers: usize,
+    pub(super) shards: u32,
+    pub(super) stream_limits: bool,
+    pub(super) in_flight: usize,
+    pub(super) events: Vec<(Duration, Event)>,
+    pub(super) faults: Vec<Rule>,
+    pub(super) weather: Weather,
+    pub(super) network: Delays,
+}
+
+/// One thing that happens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Event {
+    Write {
+        route: usize,
+        key: usize,
+        act: Act,
+    },
+    /// Splits an open shard, or lets it roll over into one child.
+    Reshard {
+        route: usize,
+        pick: usize,
+        split: bool,
+    },
+    /// All open shards have reached their age.
+    RollOver {
+        route: usize,
+    },
+    /// Drops the records of a shard that every peer has done.
+    Trim {
+        route: usize,
+        pick: usize,
+    },
+    Start {
+        worker: usize,
+        skew: i64,
+    },
+    /// As `kill -9` would.
+    Crash {
+        worker: usize,
+    },
+    /// As SIGTERM would.
+    Stop {
+        worker: usize,
+    },
+    Pause {
+        worker: usize,
+    },
+    Resume {
+        worker: usize,
+    },
+    /// A peer refuses all writes from now on, or no more.
+    Deny {
+        route: usize,
+        peer: usize,
+    },
+    Allow {
+        route: usize,
+        peer: usize,
+    },
+}
+
+/// What an application does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Act {
+    Put,
+    /// An item so large that no peer takes it with a stamp: a dead letter.
+    PutLarge,
+    Update,
+    Delete,
+}
+
+/// How long requests and answers are on their way, in milliseconds at most, and how often much longer.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Delays {
+    pub(super) usual_ms: u64,
+    /// How often a request or an answer takes seconds.
+    pub(super) slow: f64,
+    /// How often a request takes longer than its sender waits.
+    pub(super) held: f64,
+}
+
+impl Delays {
+    pub(super) const CALM: Self = Self { usual_ms: 3, slow: 0.0, held: 0.0 };
+}
+
+impl Plan {
+    pub(super) fn of(seed: u64) -> Self {
+        let mut random = StdRng::seed_from_u64(seed);
+        let draw = &mut random;
+        let routes: Vec<usize> =
+            (0..if draw.random_ratio(1, 5) { 2 } else { 1 }).map(|_| draw.random_range(1..=3)).collect();
+        let workers = draw.random_range(2..=4);
+        let length = draw.random_range(15_000..45_000_u64);
+        let mut events = Vec::new();
+        writes(draw, &routes, length, &mut events);
+        streams(draw, routes.len(), length, &mut events);
+        crews(draw, workers, length, &mut events);
+        denials(draw, &routes, length, &mut events);
+        // Stable: what has the same time stays in the order in which it was drawn.
+        events.sort_by_key(|(at, _)| *at);
+        Self {
+            seed,
+            routes,
+            workers,
+            shards: draw.random_range(1..=3),
+            stream_limits: draw.random_ratio(1, 3),
+            in_flight: *[1, 4, 64].choose(draw).unwrap(),
+            events,
+            faults: faults(draw),
+            weather: weather(draw),
+            network: Delays {
+                usual_ms: *[0, 5, 50, 400].choose(draw).unwrap(),
+                slow: *[0.0, 0.01, 0.05].choose(draw).unwrap(),
+                held: *[0.0, 0.005, 0.02].choose(draw).unwrap(),
+            },
+        }
+    }
+}
+
+fn at(draw: &mut StdRng, length: u64) -> Duration {
+    Duration::from_millis(draw.random_range(0..length))
+}
+
+/// A few keys that change again and again, many that change once or twice; bursts and pauses.
+fn writes(draw: &mut StdRng, routes: &[usize], length: u64, events: &mut Vec<(Duration, Event)>) {
+    let hot = draw.random_range(1..=4);
+    let cold = draw.random_range(4..=30);
+    let deletes = *[0.1, 0.3, 0.5].choose(draw).unwrap();
+    let count = draw.random_range(30..=120);
+    let large = draw.random_ratio(1, 12).then(|| draw.random_range(0..count));
+    let mut begun = Duration::ZERO;
+    for write in 0..count {
+        // Some before the first worker, then bursts.
+        if write > count / 8 && draw.random_ratio(1, 4) {
+            begun = at(draw, length);
+        }
+        begun += Duration::from_millis(*[0, 0, 1, 30, 400].choose(draw).unwrap());
+        let key = if draw.random_ratio(2, 3) {
+            draw.random_range(0..hot)
+        } else {
+            hot + draw.random_range(0..cold)
+        };
+        let act = match draw.random_bool(deletes) {
+            _ if large == Some(write) => Act::PutLarge,
+            true => Act::Delete,
+            false if draw.random_ratio(1, 3) => Act::Update,
+            false => Act::Put,
+        };
+        let route = draw.random_range(0..routes.len());
+        events.push((begun, Event::Write { route, key, act }));
+    }
+}
+
+fn streams(draw: &mut StdRng, routes: usize, length: u64, events: &mut Vec<(Duration, Event)>) {
+    for _ in 0..draw.random_range(0..=4) {
+        let (route, pick) = (draw.random_range(0..routes), draw.random_range(0..100));
+        let split = draw.random();
+        events.push((at(draw, length), Event::Reshard { route, pick, split }));
+    }
+    if draw.random_ratio(1, 4) {
+        let (route, age) = (draw.random_range(0..routes), draw.random_range(5_000..20_000));
+        let times = (age..length).step_by(age as usize).map(Duration::from_millis);
+        events.extend(times.map(|at| (at, Event::RollOver { route })));
+    }
+    for _ in 0..draw.random_range(0..=2) {
+        let (route, pick) = (draw.random_range(0..routes), draw.random_range(0..100));
+        events.push((at(draw, length), Event::Trim { route, pick }));
+    }
+}
+
+/// The lives of the workers.
+fn crews(draw: &mut StdRng, workers: usize, length: u64, events: &mut Vec<(Duration, Event)>) {
+    // Clocks are wrong by less than the drift that is believed, which the protocol asks for.
+    let skew = |draw: &mut StdRng| *[0, 0, -50, 50, draw.random_range(-50..=50)].choose(draw).unwrap();
+    for worker in 0..workers {
+        let first = Duration::from_millis(*[500, 500, draw.random_range(500..length)].choose(draw).unwrap());
+        events.push((first, Event::Start { worker, skew: skew(draw) }));
+        let mut now = first;
+        for _ in 0..draw.random_range(0..=2) {
+            now += at(draw, length / 2);
+            let away = Duration::from_millis(draw.random_range(200..25_000));
+            let (gone, back) = match draw.random_range(0..5) {
+                0 | 1 => (Event::Pause { worker }, Event::Resume { worker }),
+                2 => (Event::Stop { worker }, Event::Start { worker, skew: skew(draw) }),
+                _ => (Event::Crash { worker }, Event::Start { worker, skew: skew(draw) }),
+            };
+            events.push((now, gone));
+            now += away;
+            events.push((now, back));
+        }
+    }
+}
+
+fn denials(draw: &mut StdRng, routes: &[usize], length: u64, events: &mut Vec<(Duration, Event)>) {
+    for _ in 0..draw.random_range(0..=1) {
+        let route = draw.random_range(0..routes.len());
+        let peer = draw.random_range(0..routes[route]);
+        let begun = at(draw, length);
+        let ended = begun + Duration::from_millis(draw.random_range(500..15_000));
+        events.push((begun, Event::Deny { route, peer }));
+        events.push((ended, Event::Allow { route, peer }));
+    }
+}
+
+/// Each kind of fault in half of the runs, rare or frequent.
+fn faults(draw: &mut StdRng) -> Vec<Rule> {
+    let kinds = [
+        Effect::DropRequest,
+        Effect::DropAnswer,
+        Effect::Throttle,
+        Effect::ProvisionedThroughputExceeded,
+        Effect::InternalError,
+        Effect::InternalErrorAfter,
+        Effect::Unavailable,
+        Effect::TransactionConflict,
+    ];
+    let mut rules = Vec::new();
+    for effect in kinds {
+        let often = *[0.0, 0.0, 0.01, 0.05].choose(draw).unwrap();
+        if often > 0.0 {
+            rules.push(Rule::new(effect).probability(often));
+        }
+    }
+    if draw.random() {
+        rules.push(Rule::new(Effect::ExpireIterator).operation("GetRecords").probability(0.1));
+    }
+    rules
+}
+
+fn weather(draw: &mut StdRng) -> Weather {
+    let late = |draw: &mut StdRng| if draw.random() { draw.random_range(0..5_000) } else { 0 };
+    Weather {
+        empty_pages: *[0.0, 0.2].choose(draw).unwrap(),
+        short_listings: *[0.0, 0.3].choose(draw).unwrap(),
+        children_listed_after_ms: late(draw),
+        closed_listed_after_ms: late(draw),
+        policy_delay_ms: 0,
+    }
+}

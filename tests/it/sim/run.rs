@@ -1,0 +1,368 @@
+//! One run: the world of a plan, its events in time, then quiet, then the verdict.
+
+use super::judge::{Judge, STATE};
+use super::network::{Line, Network, Sabotage};
+use super::plan::{Delays, Event, LEASE, Plan, REQUEST};
+use aws_credential_types::provider::SharedCredentialsProvider;
+use aws_smithy_runtime_api::client::http::SharedHttpClient;
+use shardwalker::aws::Base;
+use shardwalker::clock::Clock;
+use shardwalker::config::Config;
+use shardwalker::item::Digest;
+use shardwalker::sandbox::faults::{Effect, Rule, Weather};
+use shardwalker::sandbox::iam::Credentials;
+use shardwalker::sandbox::pause::Pause;
+use shardwalker::sandbox::{Options, Sandbox};
+use shardwalker::service::{self, Service};
+use shardwalker::task::Tasks;
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+const HOME: &str = "999999999999";
+const REGION: &str = "eu-west-1";
+/// After the last event everything must have arrived within this.
+const CATCH_UP: Duration = Duration::from_secs(600);
+/// Then all that the network still holds back lands, and nothing may come of it.
+const HELD_BACK: Duration = Duration::from_secs(21);
+/// Then nobody may write to a member any more: longer than anything idle waits.
+const QUIET: Duration = Duration::from_secs(3);
+
+/// What a run came to.
+#[derive(Debug, Clone)]
+pub(super) struct Outcome {
+    pub(super) seed: u64,
+    /// What was wrong first.
+    pub(super) violation: Option<String>,
+    /// Of all that happened.
+    pub(super) digest: Digest,
+    pub(super) log: Vec<String>,
+    pub(super) requests: u64,
+    pub(super) virtual_time: Duration,
+}
+
+/// Runs a seed in a runtime of its own, on this thread, in virtual time.
+pub(super) fn seed(seed: u64, sabotage: Option<Sabotage>) -> Outcome {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    runtime.unwrap().block_on(Box::pin(run(Plan::of(seed), sabotage)))
+}
+
+async fn run(plan: Plan, sabotage: Option<Sabotage>) -> Outcome {
+    let mut stage = Stage::set(plan, sabotage);
+    stage.play().await;
+    stage.end().await;
+    let seed = stage.plan.seed;
+    let judge = stage.judge();
+    Outcome {
+        seed,
+        violation: judge.violation.clone(),
+        digest: judge.digest(),
+        log: judge.log.clone(),
+        requests: judge.landed,
+        virtual_time: judge.elapsed(),
+    }
+}
+
+struct Stage {
+    plan: Plan,
+    sandbox: Sandbox,
+    judge: Arc<Mutex<Judge>>,
+    keys: Credentials,
+    /// By route.
+    sources: Vec<String>,
+    /// By route and peer: name and ARN.
+    peers: Vec<Vec<(String, String)>>,
+    denied: BTreeSet<(usize, usize)>,
+    lines: Vec<Line>,
+    delays: Arc<Mutex<Delays>>,
+    workers: Vec<Option<Worker>>,
+    starts: u64,
+    /// The network; it ends with the run.
+    _network: Tasks<()>,
+}
+
+struct Worker {
+    pause: Pause,
+    drain: CancellationToken,
+    task: Tasks<()>,
+}
+
+impl Stage {
+    fn set(plan: Plan, sabotage: Option<Sabotage>) -> Self {
+        let options = Options {
+            seed: plan.seed,
+            start: Some(UNIX_EPOCH + Duration::from_secs(1_800_000_000)),
+            initial_shards: plan.shards,
+            // The plan has the rollovers.
+            shard_lifetime: None,
+            stream_limits: plan.stream_limits,
+            verify_signatures: false,
+        };
+        let sandbox = Sandbox::new(options).unwrap();
+        let keys = sandbox.admin(HOME, "replicator").unwrap();
+        let mut judge = Judge::new(sandbox.clone(), (HOME, REGION));
+        let (mut sources, mut peers) = (Vec::new(), Vec::new());
+        for (route, count) in plan.routes.iter().enumerate() {
+            let view = Some("NEW_AND_OLD_IMAGES");
+            let account = format!("{}", 111_111_111_111_u64 + route as u64);
+            let table = sandbox.create_table(&account, REGION, "source", &["id"], view).unwrap();
+            allow(&sandbox, &table);
+            allow(&sandbox, &sandbox.stream_arn(&table).unwrap().unwrap());
+            let peers_of = (0..*count).map(|peer| {
+                let account = format!("{}", 222_222_222_222_u64 + (route * 10 + peer) as u64);
+                let region = if peer == 1 { "us-east-1" } else { REGION };
+                let table = sandbox.create_table(&account, region, "copy", &["id"], None).unwrap();
+                allow(&sandbox, &table);
+                (format!("r{route}p{peer}"), table)
+            });
+            peers.push(peers_of.collect::<Vec<_>>());
+            judge.route(&table, &peers[route]);
+            sources.push(table);
+        }
+        let judge = Arc::new(Mutex::new(judge));
+        let door = sandbox.http_client();
+        let network = Network::new(plan.seed, door, plan.network, Arc::clone(&judge), sabotage);
+        let lines = (0..plan.workers).map(|worker| network.line(worker)).collect();
+        let delays = network.delays();
+        let mut tasks = Tasks::new();
+        tasks.spawn(network.run());
+        let workers = (0..plan.workers).map(|_| None).collect();
+        let stage = Self {
+            plan,
+            sandbox,
+            judge,
+            keys,
+            sources,
+            peers,
+            denied: BTreeSet::new(),
+            lines,
+            delays,
+            workers,
+            starts: 0,
+            _network: tasks,
+        };
+        stage.sandbox.faults().set_weather(stage.plan.weather);
+        stage.set_faults();
+        stage
+    }
+
+    fn judge(&self) -> MutexGuard<'_, Judge> {
+        self.judge.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The plan's faults, and the peers that refuse everything now.
+    fn set_faults(&self) {
+        let faults = self.sandbox.faults();
+        faults.clear();
+        for (route, peer) in &self.denied {
+            let account = self.peers[*route][*peer].1.split(':').nth(4).unwrap_or_default();
+            for operation in ["PutItem", "DeleteItem"] {
+                faults.add(Rule::new(Effect::Deny).account(account).operation(operation));
+            }
+        }
+        self.plan.faults.iter().for_each(|rule| faults.add(rule.clone()));
+    }
+
+    /// Lets everything happen, each at its time.
+    async fn play(&mut self) {
+        let begun = Instant::now();
+        for (at, event) in self.plan.events.clone() {
+            sleep_until(begun + at).await;
+            if self.judge().violation.is_some() {
+                return;
+            }
+            self.happen(event).await;
+        }
+    }
+
+    async fn happen(&mut self, event: Event) {
+        if !matches!(event, Event::Write { .. }) {
+            self.judge().note(&format!("-- {event:?}"));
+        }
+        match event {
+            Event::Write { route, key, act } => self.judge().write(route, key, act),
+            Event::Reshard { route, pick, split } => {
+                let source = &self.sources[route];
+                let mut open = self.sandbox.shards(source).unwrap();
+                open.retain(|shard| shard.open);
+                let shard = Some(open[pick % open.len()].id.as_str());
+                let how = if split { Sandbox::split } else { Sandbox::roll_over };
+                how(&self.sandbox, source, shard).unwrap();
+            }
+            Event::RollOver { route } => self.sandbox.roll_over(&self.sources[route], None).unwrap(),
+            Event::Trim { route, pick } => {
+                let settled = self.judge().settled_shards(route);
+                if !settled.is_empty() {
+                    let shard = Some(settled[pick % settled.len()].as_str());
+                    self.sandbox.trim(&self.sources[route], shard).unwrap();
+                }
+            }
+            Event::Start { worker, skew } => self.start(worker, skew),
+            Event::Crash { worker } => {
+                if let Some(mut gone) = self.workers[worker].take() {
+                    gone.task.abort_all().await;
+                }
+            }
+            Event::Stop { worker } => {
+                if let Some(leaving) = &self.workers[worker] {
+                    leaving.drain.cancel();
+                }
+            }
+            Event::Pause { worker } => {
+                if let Some(worker) = &self.workers[worker] {
+                    worker.pause.hold();
+                }
+            }
+            Event::Resume { worker } => {
+                if let Some(worker) = &self.workers[worker] {
+                    worker.pause.resume();
+                }
+            }
+            Event::Deny { route, peer } => {
+                self.denied.insert((route, peer));
+                self.set_faults();
+            }
+            Event::Allow { route, peer } => {
+                self.denied.remove(&(route, peer));
+                self.set_faults();
+            }
+        }
+    }
+
+    /// Starts a worker, in place of the one that was there. Whatever ends it but a stop, it is started again.
+    fn start(&mut self, worker: usize, skew: i64) {
+        let (pause, drain) = (Pause::new(), CancellationToken::new());
+        let (config, stop) = (self.config(worker), drain.clone());
+        let keys = aws_credential_types::Credentials::from(self.keys.clone());
+        let base = Base {
+            credentials: Some(SharedCredentialsProvider::new(keys)),
+            http: Some(SharedHttpClient::new(self.lines[worker].clone())),
+            request_timeout: None,
+        };
+        self.starts += 1;
+        let (seed, starts) = (self.plan.seed, self.starts);
+        let sandbox = self.sandbox.clone();
+        let life = async move {
+            for again in 0.. {
+                let options = service::Options {
+                    base: base.clone(),
+                    create_state_table: true,
+                    clock: Clock::starting_at(skewed(sandbox.clock().now(), skew)),
+                    seed: (seed << 20) ^ (starts << 10) ^ again,
+                };
+                if let Ok(service) = Box::pin(Service::build(config.clone(), options, stop.clone())).await {
+                    // How it ends is seen at the end: by what it left undone.
+                    let _ = Box::pin(service.run()).await;
+                }
+                if stop.is_cancelled() {
+                    return;
+                }
+                sleep(Duration::from_secs(1)).await;
+            }
+        };
+        let mut task = Tasks::new();
+        task.spawn(pause.over(life));
+        self.workers[worker] = Some(Worker { pause, drain, task });
+    }
+
+    fn config(&self, worker: usize) -> Config {
+        let mut text = format!(
+            "grace = \"60s\"\n[state]\ntable = \"{STATE}\"\nregion = \"{REGION}\"\n[admin]\nlisten = \"off\"\n\
+             [lease]\nduration = \"{}s\"\nrenew_interval = \"3s\"\nworker = \"w{worker}\"\n\
+             [write]\nrequest_timeout = \"{}s\"\nin_flight = {}\n\
+             [read]\nidle_interval = \"2s\"\nlist_interval = \"5s\"\n",
+            LEASE.as_secs(),
+            REQUEST.as_secs(),
+            self.plan.in_flight,
+        );
+        for (route, source) in self.sources.iter().enumerate() {
+            let number = route + 1;
+            let _ =
+                write!(text, "[[member]]\nname = \"s{route}\"\ntable = \"{source}\"\nnumber = {number}\n");
+            for (name, table) in &self.peers[route] {
+                let _ = write!(text, "[[member]]\nname = \"{name}\"\ntable = \"{table}\"\n");
+            }
+        }
+        for (route, peers) in self.peers.iter().enumerate() {
+            let names: Vec<_> = peers.iter().map(|(name, _)| format!("\"{name}\"")).collect();
+            let to = names.join(", ");
+            let _ = write!(text, "[[route]]\nname = \"r{route}\"\nfrom = \"s{route}\"\nto = [{to}]\n");
+        }
+        Config::parse(&text, "sim.toml", &|_| None).unwrap_or_else(|report| panic!("{report}"))
+    }
+
+    /// No more faults; then everything must arrive, and stay as it is, and the workers must leave in order.
+    async fn end(&mut self) {
+        self.judge().note("-- the faults end");
+        self.denied.clear();
+        self.sandbox.faults().clear();
+        self.sandbox.faults().set_weather(Weather::default());
+        *self.delays.lock().unwrap_or_else(PoisonError::into_inner) = Delays::CALM;
+        self.workers.iter().flatten().for_each(|worker| worker.pause.resume());
+        if self.workers.iter().flatten().all(|worker| worker.drain.is_cancelled()) {
+            self.start(0, 0);
+        }
+        let limit = Instant::now() + CATCH_UP;
+        loop {
+            let judge = self.judge();
+            if judge.violation.is_some() {
+                return;
+            }
+            if judge.caught_up() {
+                break;
+            }
+            drop(judge);
+            if Instant::now() > limit {
+                let mut judge = self.judge();
+                judge.note("-- too late");
+                judge.conclude();
+                judge.violation.get_or_insert_with(|| "not caught up in time".to_owned());
+                return;
+            }
+            sleep(Duration::from_millis(500)).await;
+        }
+        self.judge().note("-- caught up");
+        if self.plan.network.held > 0.0 {
+            sleep(HELD_BACK).await;
+        }
+        sleep(QUIET).await;
+        let requests = self.judge().requests;
+        sleep(QUIET).await;
+        let echoes = self.judge().requests - requests;
+        if let Err(violation) = shardwalker::invariants::no_echo(echoes) {
+            self.judge().violation.get_or_insert_with(|| violation.to_string());
+        }
+        self.judge().conclude();
+        self.leave().await;
+    }
+
+    async fn leave(&mut self) {
+        self.judge().note("-- all leave");
+        for (index, worker) in self.workers.iter_mut().enumerate() {
+            let Some(worker) = worker else { continue };
+            worker.drain.cancel();
+            let end = async { while worker.task.join_next().await.is_some() {} };
+            if tokio::time::timeout(Duration::from_secs(90), end).await.is_err() {
+                let mut judge = self.judge.lock().unwrap_or_else(PoisonError::into_inner);
+                judge.violation.get_or_insert_with(|| format!("worker {index} did not leave in time"));
+            }
+        }
+        let mut judge = self.judge();
+        judge.conclude();
+    }
+}
+
+fn allow(sandbox: &Sandbox, arn: &str) {
+    let policy = serde_json::json!({ "Version": "2012-10-17", "Statement": [
+        { "Effect": "Allow", "Principal": { "AWS": HOME }, "Resource": arn, "Action": "dynamodb:*" },
+    ]});
+    sandbox.put_resource_policy(arn, &policy.to_string()).unwrap();
+}
+
+fn skewed(now: SystemTime, seconds: i64) -> SystemTime {
+    let by = Duration::from_secs(seconds.unsigned_abs());
+    if seconds < 0 { now - by } else { now + by }
+}
