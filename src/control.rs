@@ -217,18 +217,19 @@ impl Gates {
         self.gates.iter().map(|((route, peer), gate)| (&**route, &**peer, gate.pause.borrow().clone()))
     }
 
-    /// Closes the gates of a route at once, and has the pause written for all workers. Whether they were open.
+    /// Closes the gates of a route at once, and has the pause written for all workers; `false` when a guard has done
+    /// that already.
     pub fn trip(&self, route: &str, why: &str, clock: Clock) -> bool {
         let since = humantime::format_rfc3339_seconds(clock.now()).to_string();
         let pause = Pause { why: why.to_owned(), by: GUARD.to_owned(), since };
         let mut tripped = lock(&self.tripped);
-        if tripped.contains_key(route) {
+        let of_route = || self.gates.iter().filter(|((name, _), _)| name == route).map(|(_, gate)| gate);
+        let by_guard = |gate: &Gate| gate.pause.borrow().as_ref().is_some_and(|pause| pause.by == GUARD);
+        if tripped.contains_key(route) || of_route().any(by_guard) {
             return false;
         }
         tripped.insert(route.to_owned(), Tripped { pause: pause.clone(), written: None });
-        for ((_, _), gate) in self.gates.iter().filter(|((name, _), _)| name == route) {
-            gate.set(Some(pause.clone()));
-        }
+        of_route().for_each(|gate| gate.set(Some(pause.clone())));
         // Full only when more routes trip at once than there can be; the gates here are closed in any case.
         let _ = self.trips.try_send((route.to_owned(), why.to_owned()));
         true
@@ -378,7 +379,10 @@ mod tests {
         gates.apply(&[]);
         assert_eq!(closed(&gates).len(), 2);
         gates.written("r");
-        gates.apply(&[row("control#r#*", "too much")]);
+        let mut seen = row("control#r#*", "too much");
+        seen.insert("by".to_owned(), text(GUARD));
+        gates.apply(&[seen]);
+        assert!(!gates.trip("r", "too much", clock), "another worker's guard sees it too");
         gates.apply(&[]);
         assert_eq!(closed(&gates), [""; 0]);
         // Resumed before anybody saw it.

@@ -5,7 +5,7 @@
 
 use crate::clock::Clock;
 use crate::failure::Failure;
-use crate::state::{PK, Row, SK, StateTable, get_text, key, text};
+use crate::state::{Row, SK, StateTable, get_text, key, text};
 use crate::status;
 use std::time::SystemTime;
 
@@ -51,24 +51,27 @@ impl Gaps {
         Self { state, clock }
     }
 
-    /// Keeps a gap. Keeping it again changes nothing but the time at which it was found.
+    /// Keeps a gap. Keeping it again changes nothing but the time at which it was found: what was settled stays so.
     ///
     /// # Errors
     /// The failure of the call.
     pub async fn keep(&self, route: &str, gap: &Gap) -> Result<(), Failure> {
-        self.state
-            .call("PutItem")
-            .put_item()
-            .table_name(self.state.name())
-            .item(PK, text(partition(route)))
-            .item(SK, text(format!("{}#{}", gap.shard, gap.after)))
-            .item("shard", text(&gap.shard))
-            .item("after", text(&gap.after))
-            .item("from", text(time(gap.from, "unknown")))
-            .item("to", text(time(gap.to, "unknown")))
-            .item("found", text(time(Some(self.clock.now()), "")))
-            .send()
-            .await?;
+        let mut update = self.state.call("UpdateItem").update_item().table_name(self.state.name());
+        update = update.set_key(Some(key(&partition(route), &format!("{}#{}", gap.shard, gap.after))));
+        let fields = [
+            ("shard", gap.shard.clone()),
+            ("after", gap.after.clone()),
+            ("from", time(gap.from, "unknown")),
+            ("to", time(gap.to, "unknown")),
+            ("found", time(Some(self.clock.now()), "")),
+        ];
+        for (name, value) in &fields {
+            update = update
+                .expression_attribute_names(format!("#{name}"), *name)
+                .expression_attribute_values(format!(":{name}"), text(value));
+        }
+        let sets = fields.map(|(name, _)| format!("#{name} = :{name}"));
+        update.update_expression(format!("SET {}", sets.join(", "))).send().await?;
         Ok(())
     }
 

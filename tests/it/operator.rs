@@ -12,12 +12,14 @@ use shardwalker::control::{Controls, Scope};
 use shardwalker::dead_letters::retry::{Retried, Retry};
 use shardwalker::dead_letters::{DeadLetters, Letter, Reason};
 use shardwalker::failure::Failure;
+use shardwalker::gaps::{Gap, Gaps};
 use shardwalker::item::Digest;
 use shardwalker::ledger::Ledger;
 use shardwalker::peer::Peer;
 use shardwalker::retry::Jitter;
 use shardwalker::sandbox::faults::{Effect, Rule};
 use shardwalker::state::StateTable;
+use shardwalker::status::{Reader, assemble};
 use shardwalker::telemetry::metrics::Metrics;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -293,6 +295,7 @@ async fn a_guard_pauses_the_route_for_all_workers_until_it_is_resumed() {
     eventually("it trips", || worker.metric("shardwalker_guard_trips_total", &[]) >= 1.0).await;
     let written = || world.rows("fleet").iter().any(|row| row["sk"]["S"] == "control#copy#*");
     eventually("the pause is written", written).await;
+    assert_eq!(worker.metric("shardwalker_guard_trips_total", &[]), 1.0);
     let problems = worker.problems();
     assert!(problems.iter().any(|p| p.contains("by guard") && p.contains("are deletes")), "{problems:?}");
     tokio::time::sleep(Duration::from_secs(120)).await;
@@ -354,6 +357,43 @@ async fn the_stamp_is_not_what_an_operator_must_know() {
     worker.stop().await.unwrap();
     let admin = Client::admin(&world.sandbox, PEERS[0].0);
     assert_eq!(admin.db.scan().table_name("orders-copy").send().await.unwrap().count(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gap_is_shown_until_an_operator_has_settled_it() {
+    let world = World::new();
+    let worker = world.worker().await;
+    let operator = Operator::new(&world).await;
+    let (gaps, reader) = (
+        Gaps::new(operator.state.clone(), operator.clock),
+        Reader { config: &operator.config, state: operator.state.clone(), clock: operator.clock },
+    );
+    let status = async || assemble(&reader.look().await.unwrap(), &[], operator.config.lease.duration);
+    world.put("k", "x").await;
+    world.until_equal().await;
+    let limit = Instant::now() + Duration::from_secs(60);
+    while !status().await.caught_up() {
+        assert!(Instant::now() < limit, "{:?}", status().await);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert_eq!(status().await.problems, []);
+    let from = Some(world.sandbox.clock().now());
+    let gap = Gap { shard: "shardId-1".to_owned(), after: "5".to_owned(), from, to: None };
+    gaps.keep("copy", &gap).await.unwrap();
+    let problems = status().await.problems;
+    assert_eq!(problems.len(), 1);
+    assert!(problems[0].what.contains("records of shardId-1 after 5"), "{problems:?}");
+    assert!(problems[0].remedy.contains("--settle-gaps copy"), "{problems:?}");
+    assert_eq!(gaps.settle("copy", "me").await, Ok(1));
+    // Found once more, by a worker that starts where the last one stopped.
+    gaps.keep("copy", &gap).await.unwrap();
+    assert_eq!(status().await.problems, []);
+    assert!(status().await.routes["copy"].gaps[0].settled.as_ref().unwrap().ends_with("by me"));
+    assert_eq!(gaps.settle("copy", "me").await, Ok(0));
+    worker.kill().await;
+    tokio::time::sleep(operator.config.lease.duration * 2).await;
+    let dead = status().await;
+    assert!(!dead.caught_up() && dead.problems[0].what.contains("no worker lives"), "{dead:?}");
 }
 
 /// Random writes, some of which no peer takes, and two operators who retry and discard at random meanwhile: what is
