@@ -503,7 +503,8 @@ impl Judge {
 
     /// Whether every record of a shard is done at every peer of its route, as far as the leases say.
     fn settled(&self, route: usize, shard: &str, open: bool) -> bool {
-        let last = self.sources[route].records(shard).last().map(|record| record.sequence);
+        let kept = self.sources[route].records(shard).iter().rfind(|record| !record.lost);
+        let last = kept.map(|record| record.sequence);
         self.peers.iter().filter(|peer| peer.route == route).all(|peer| {
             let saved = self.checkpoints.get(&(shard.to_owned(), peer.name.clone())).copied();
             let saved = saved.unwrap_or_default();
