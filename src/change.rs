@@ -1,20 +1,15 @@
 //! One change of a source table, decoded from a stream record.
 //!
-//! This is the only place that knows the stream SDK's types. Decoding is pure and exact: every attribute type,
-//! at any nesting, empty strings and binaries and numbers of 38 digits come out as they went in; a value of a
-//! type that this build does not know is an error, never dropped.
+//! Decoding is pure and exact: every attribute type, at any nesting, empty strings and binaries and numbers of 38
+//! digits come out as they went in; what this build does not know is an error, never dropped.
 
 use crate::item::{Item, Key};
+use crate::stream::wire::{Body, Record};
 use crate::version::Stamp;
-use aws_sdk_dynamodb::primitives::Blob;
 use aws_sdk_dynamodb::types::AttributeValue;
-use aws_sdk_dynamodbstreams::types::{
-    AttributeValue as StreamValue, OperationType, Record, StreamRecord, StreamViewType,
-};
 use std::cmp::Ordering;
-use std::collections::HashMap;
 use std::fmt;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// A record's place in its shard: 21 to 40 digits, compared as a number, only along a lineage.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -106,13 +101,11 @@ pub enum DecodeError {
         /// The part's name.
         part: &'static str,
     },
-    /// The event name, or an attribute's type, is unknown to this build.
-    #[error("record {sequence} holds a {what} that this version of shardwalker does not know")]
-    Unknown {
+    /// The event name is unknown to this build.
+    #[error("record {sequence} holds an event that this version of shardwalker does not know")]
+    UnknownEvent {
         /// The sequence number.
         sequence: String,
-        /// `event` or `value type`.
-        what: &'static str,
     },
     /// The stream gives keys only.
     #[error(
@@ -133,13 +126,12 @@ impl Change {
     /// # Errors
     /// When a part is missing or of a type this build does not know; see [`DecodeError`].
     pub fn decode(record: Record, stamp: &str) -> Result<Self, DecodeError> {
-        let event_name = record.event_name;
         let by_ttl = record.user_identity.is_some_and(|by| {
-            by.r#type.as_deref() == Some("Service")
+            by.kind.as_deref() == Some("Service")
                 && by.principal_id.as_deref() == Some("dynamodb.amazonaws.com")
         });
         let body = record.dynamodb.ok_or_else(|| missing("?", "body"))?;
-        let StreamRecord {
+        let Body {
             approximate_creation_date_time: created,
             keys,
             new_image,
@@ -147,28 +139,27 @@ impl Change {
             sequence_number,
             size_bytes,
             stream_view_type,
-            ..
         } = body;
         let text = sequence_number.ok_or_else(|| missing("?", "sequence number"))?;
         let sequence =
             SequenceNumber::parse(&text).ok_or_else(|| missing(&text, "decimal sequence number"))?;
         let created = created
-            .and_then(|time| SystemTime::try_from(time).ok())
+            .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+            .and_then(|since| UNIX_EPOCH.checked_add(since))
             .ok_or_else(|| missing(&text, "creation time"))?;
-        let event = match event_name {
-            Some(OperationType::Insert) => Event::Insert,
-            Some(OperationType::Modify) => Event::Modify,
-            Some(OperationType::Remove) => Event::Remove,
-            Some(_) => return Err(DecodeError::Unknown { sequence: text, what: "event" }),
+        let event = match record.event_name.as_deref() {
+            Some("INSERT") => Event::Insert,
+            Some("MODIFY") => Event::Modify,
+            Some("REMOVE") => Event::Remove,
+            Some(_) => return Err(DecodeError::UnknownEvent { sequence: text }),
             None => return Err(missing(&text, "event name")),
         };
-        let keys = keys.filter(|keys| !keys.is_empty()).ok_or_else(|| missing(&text, "keys"))?;
-        let unknown = || DecodeError::Unknown { sequence: text.clone(), what: "value type" };
-        let key = Key::new(Item(map(keys).ok_or_else(unknown)?));
-        let old = old_image.map(|i| image(i, stamp).ok_or_else(unknown)).transpose()?;
-        let new = new_image.map(|i| image(i, stamp).ok_or_else(unknown)).transpose()?;
+        let keys = keys.filter(|keys| !keys.0.is_empty()).ok_or_else(|| missing(&text, "keys"))?;
+        let key = Key::new(keys);
+        let old = old_image.map(|item| image(item, stamp));
+        let new = new_image.map(|item| image(item, stamp));
         if event != Event::Remove && new.is_none() {
-            let view = stream_view_type.as_ref().map_or("unknown", StreamViewType::as_str).to_owned();
+            let view = stream_view_type.unwrap_or_else(|| "unknown".to_owned());
             return Err(DecodeError::NoImage { sequence: text, view });
         }
         // What the stream says is the encoded size of the record; the parts may be larger once decoded.
@@ -189,118 +180,90 @@ fn missing(sequence: &str, part: &'static str) -> DecodeError {
     DecodeError::Missing { sequence: sequence.to_owned(), part }
 }
 
-fn image(values: HashMap<String, StreamValue>, stamp: &str) -> Option<Image> {
-    let mut content = Item(map(values)?);
+fn image(mut content: Item, stamp: &str) -> Image {
     let stamp = match content.0.remove(stamp) {
         Some(AttributeValue::S(text)) => Stamp::parse(&text),
         _ => None,
     };
-    Some(Image { content, stamp })
-}
-
-/// `None` when a value is of unknown type.
-fn map(values: HashMap<String, StreamValue>) -> Option<HashMap<String, AttributeValue>> {
-    // Collecting into an option forgets how many there are, and the map would grow step by step.
-    let mut decoded = HashMap::with_capacity(values.len());
-    for (name, from) in values {
-        decoded.insert(name, value(from)?);
-    }
-    Some(decoded)
-}
-
-fn value(from: StreamValue) -> Option<AttributeValue> {
-    Some(match from {
-        StreamValue::S(text) => AttributeValue::S(text),
-        StreamValue::N(number) => AttributeValue::N(number),
-        StreamValue::B(bytes) => AttributeValue::B(blob(bytes)),
-        StreamValue::Bool(flag) => AttributeValue::Bool(flag),
-        StreamValue::Null(flag) => AttributeValue::Null(flag),
-        StreamValue::Ss(set) => AttributeValue::Ss(set),
-        StreamValue::Ns(set) => AttributeValue::Ns(set),
-        StreamValue::Bs(set) => AttributeValue::Bs(set.into_iter().map(blob).collect()),
-        StreamValue::L(list) => AttributeValue::L(list.into_iter().map(value).collect::<Option<_>>()?),
-        StreamValue::M(values) => AttributeValue::M(map(values)?),
-        _ => return None,
-    })
-}
-
-fn blob(bytes: aws_sdk_dynamodbstreams::primitives::Blob) -> Blob {
-    Blob::new(bytes.into_inner())
+    Image { content, stamp }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use aws_sdk_dynamodbstreams::primitives::{Blob as StreamBlob, DateTime};
-    use aws_sdk_dynamodbstreams::types::Identity;
+    use crate::stream::wire::Identity;
+    use base64::Engine as _;
+    use base64::engine::general_purpose::STANDARD as BASE64;
     use proptest::prelude::*;
-    use std::time::{Duration, UNIX_EPOCH};
+    use serde_json::{Value, json};
+    use std::collections::HashMap;
 
-    fn stream_value() -> impl Strategy<Value = StreamValue> {
-        let bytes = || prop::collection::vec(any::<u8>(), 0..20).prop_map(StreamBlob::new);
+    /// Any value as DynamoDB JSON, spelled here and not by the crate.
+    fn typed_value() -> impl Strategy<Value = Value> {
+        let text = |bytes: Vec<u8>| json!({ "B": BASE64.encode(bytes) });
+        let texts =
+            |sets: Vec<Vec<u8>>| json!({ "BS": sets.iter().map(|b| BASE64.encode(b)).collect::<Vec<_>>() });
+        let bytes = || prop::collection::vec(any::<u8>(), 0..20);
         let leaf = prop_oneof![
-            ".{0,20}".prop_map(StreamValue::S),
-            "-?[1-9][0-9]{0,37}".prop_map(StreamValue::N),
-            bytes().prop_map(StreamValue::B),
-            any::<bool>().prop_map(StreamValue::Bool),
-            Just(StreamValue::Null(true)),
-            prop::collection::vec(".{1,5}", 1..4).prop_map(StreamValue::Ss),
-            prop::collection::vec("[1-9][0-9]{0,5}", 1..4).prop_map(StreamValue::Ns),
-            prop::collection::vec(bytes(), 1..4).prop_map(StreamValue::Bs),
+            ".{0,20}".prop_map(|v| json!({ "S": v })),
+            "-?[1-9][0-9]{0,37}".prop_map(|v| json!({ "N": v })),
+            bytes().prop_map(text),
+            any::<bool>().prop_map(|v| json!({ "BOOL": v })),
+            Just(json!({ "NULL": true })),
+            prop::collection::vec(".{1,5}", 1..4).prop_map(|v| json!({ "SS": v })),
+            prop::collection::vec("[1-9][0-9]{0,5}", 1..4).prop_map(|v| json!({ "NS": v })),
+            prop::collection::vec(bytes(), 1..4).prop_map(texts),
         ];
         leaf.prop_recursive(32, 64, 3, |inner| {
             prop_oneof![
-                prop::collection::vec(inner.clone(), 0..3).prop_map(StreamValue::L),
-                prop::collection::hash_map(".{0,5}", inner, 0..3).prop_map(StreamValue::M),
+                prop::collection::vec(inner.clone(), 0..3).prop_map(|v| json!({ "L": v })),
+                prop::collection::btree_map(".{0,5}", inner, 0..3).prop_map(|v| json!({ "M": v })),
             ]
         })
     }
 
-    /// An independent spelling of a value, to compare both SDKs' types by.
-    macro_rules! spell {
-        ($name:ident, $type:ident) => {
-            fn $name(value: &$type) -> serde_json::Value {
-                use serde_json::json;
-                let bytes = |b: &[u8]| json!(b);
-                match value {
-                    $type::S(v) => json!({ "S": v }),
-                    $type::N(v) => json!({ "N": v }),
-                    $type::B(v) => json!({ "B": bytes(v.as_ref()) }),
-                    $type::Bool(v) => json!({ "BOOL": v }),
-                    $type::Null(v) => json!({ "NULL": v }),
-                    $type::Ss(v) => json!({ "SS": v }),
-                    $type::Ns(v) => json!({ "NS": v }),
-                    $type::Bs(v) => json!({ "BS": v.iter().map(|b| bytes(b.as_ref())).collect::<Vec<_>>() }),
-                    $type::L(v) => json!({ "L": v.iter().map($name).collect::<Vec<_>>() }),
-                    $type::M(v) => json!({ "M": v.iter().map(|(k, v)| (k.clone(), $name(v))).collect::<serde_json::Map<_, _>>() }),
-                    other => panic!("{other:?}"),
-                }
+    /// An independent spelling of a value.
+    fn spell(value: &AttributeValue) -> Value {
+        use AttributeValue as A;
+        let bytes = |b: &aws_sdk_dynamodb::primitives::Blob| BASE64.encode(b.as_ref());
+        match value {
+            A::S(v) => json!({ "S": v }),
+            A::N(v) => json!({ "N": v }),
+            A::B(v) => json!({ "B": bytes(v) }),
+            A::Bool(v) => json!({ "BOOL": v }),
+            A::Null(v) => json!({ "NULL": v }),
+            A::Ss(v) => json!({ "SS": v }),
+            A::Ns(v) => json!({ "NS": v }),
+            A::Bs(v) => json!({ "BS": v.iter().map(bytes).collect::<Vec<_>>() }),
+            A::L(v) => json!({ "L": v.iter().map(spell).collect::<Vec<_>>() }),
+            A::M(v) => {
+                json!({ "M": v.iter().map(|(k, v)| (k.clone(), spell(v))).collect::<serde_json::Map<_, _>>() })
             }
-        };
+            other => panic!("{other:?}"),
+        }
     }
-    spell!(spell_stream, StreamValue);
-    spell!(spell_table, AttributeValue);
 
-    fn record(event: OperationType, new: Option<HashMap<String, StreamValue>>) -> Record {
-        let body = StreamRecord::builder()
-            .sequence_number("111100000000000000000000001")
-            .approximate_creation_date_time(DateTime::from_secs(1_700_000_000))
-            .keys("id", StreamValue::S("k".into()))
-            .set_new_image(new)
-            .build();
-        Record::builder().event_name(event).dynamodb(body).build()
+    /// A record as the stream writes it, with `more` in its body.
+    fn record(event: &str, more: Value) -> Record {
+        let mut body = json!({
+            "SequenceNumber": "111100000000000000000000001",
+            "ApproximateCreationDateTime": 1_700_000_000,
+            "Keys": { "id": { "S": "k" } },
+        });
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        serde_json::from_str(&json!({ "eventName": event, "dynamodb": body }).to_string()).unwrap()
     }
 
     proptest! {
         #[test]
         fn every_type_at_any_nesting_is_kept_exactly(
-            values in prop::collection::hash_map(".{0,8}", stream_value(), 0..6),
+            values in prop::collection::btree_map(".{0,8}", typed_value(), 0..6),
         ) {
-            let change = Change::decode(record(OperationType::Insert, Some(values.clone())), "~stamp~").unwrap();
-            let content = change.new.unwrap().content;
+            let record = record("INSERT", json!({ "NewImage": values }));
+            let content = Change::decode(record, "~stamp~").unwrap().new.unwrap().content;
             prop_assert_eq!(content.0.len(), values.len());
             for (name, value) in &values {
-                prop_assert_eq!(spell_table(&content.0[name]), spell_stream(value));
+                prop_assert_eq!(&spell(&content.0[name]), value);
             }
         }
 
@@ -322,28 +285,20 @@ mod tests {
 
     #[test]
     fn thirty_two_levels_of_nesting_survive() {
-        let mut deep = StreamValue::N("9".repeat(38));
+        let mut deep = json!({ "N": "9".repeat(38) });
         for level in 0..32 {
-            deep = if level % 2 == 0 {
-                StreamValue::L(vec![deep])
-            } else {
-                StreamValue::M(HashMap::from([(String::from("m"), deep)]))
-            };
+            deep = if level % 2 == 0 { json!({ "L": [deep] }) } else { json!({ "M": { "m": deep } }) };
         }
-        let image = HashMap::from([("deep".to_owned(), deep.clone())]);
-        let change = Change::decode(record(OperationType::Modify, Some(image)), "s").unwrap();
-        assert_eq!(spell_table(&change.new.unwrap().content.0["deep"]), spell_stream(&deep));
+        let change = Change::decode(record("MODIFY", json!({ "NewImage": { "deep": deep } })), "s").unwrap();
+        assert_eq!(spell(&change.new.unwrap().content.0["deep"]), deep);
     }
 
     #[test]
     fn the_stamp_leaves_the_content() {
         let content = Item(HashMap::from([("id".to_owned(), AttributeValue::S("k".into()))]));
         let stamp = Stamp::of(&content, crate::version::Version::default());
-        let stamped = HashMap::from([
-            ("id".to_owned(), StreamValue::S("k".into())),
-            ("sw".to_owned(), StreamValue::S(stamp.to_string())),
-        ]);
-        let change = Change::decode(record(OperationType::Modify, Some(stamped)), "sw").unwrap();
+        let stamped = json!({ "NewImage": { "id": { "S": "k" }, "sw": { "S": stamp.to_string() } } });
+        let change = Change::decode(record("MODIFY", stamped), "sw").unwrap();
         assert_eq!(change.stamps().collect::<Vec<_>>(), [stamp]);
         assert_eq!(change.new, Some(Image { content, stamp: Some(stamp) }));
         assert_eq!(change.created, UNIX_EPOCH + Duration::from_secs(1_700_000_000));
@@ -352,8 +307,8 @@ mod tests {
     #[test]
     fn only_the_service_itself_is_ttl() {
         let by = |kind: &str, principal: &str| {
-            let identity = Identity::builder().r#type(kind).principal_id(principal).build();
-            let mut record = record(OperationType::Remove, None);
+            let identity = Identity { principal_id: Some(principal.into()), kind: Some(kind.into()) };
+            let mut record = record("REMOVE", json!({}));
             record.user_identity = Some(identity);
             Change::decode(record, "s").unwrap().by_ttl
         };
@@ -365,12 +320,18 @@ mod tests {
     #[test]
     fn records_that_lack_a_part_are_refused_with_its_name() {
         let error = |record| Change::decode(record, "s").unwrap_err().to_string();
-        assert_eq!(error(Record::builder().build()), "record ? has no body");
-        let mut no_keys = record(OperationType::Remove, None);
-        no_keys.dynamodb.as_mut().unwrap().keys = None;
+        assert_eq!(error(Record::default()), "record ? has no body");
+        let no_keys = record("REMOVE", json!({ "Keys": null }));
         assert_eq!(error(no_keys), "record 111100000000000000000000001 has no keys");
-        let mut keys_only = record(OperationType::Insert, None);
-        keys_only.dynamodb.as_mut().unwrap().stream_view_type = Some(StreamViewType::KeysOnly);
+        let keys_only = record("INSERT", json!({ "StreamViewType": "KEYS_ONLY" }));
         assert!(error(keys_only).contains("view type KEYS_ONLY"));
+        assert!(error(record("REPLACE", json!({}))).contains("an event that this version"));
+    }
+
+    #[test]
+    fn a_value_of_unknown_type_is_refused_with_its_attribute() {
+        let page = r#"{"Records":[{"dynamodb":{"NewImage":{"a":{"S":"x"},"b":{"Z":"1"}}}}]}"#;
+        let why = serde_json::from_str::<crate::stream::wire::Page>(page).unwrap_err().to_string();
+        assert!(why.contains("attribute \"b\": unknown variant `Z`"), "{why}");
     }
 }

@@ -73,6 +73,15 @@ impl Class {
         }
     }
 
+    /// What is done about it where nobody above could do better than to try again.
+    #[must_use]
+    pub const fn insist(self) -> Action {
+        match self.action() {
+            Action::GiveBack => Action::RetrySlowly,
+            action => action,
+        }
+    }
+
     /// The label in metrics and logs.
     #[must_use]
     pub const fn name(self) -> &'static str {

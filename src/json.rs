@@ -1,13 +1,18 @@
 //! DynamoDB JSON: items as text that every tool of the field reads (`{"id": {"S": "a"}}`).
 //!
-//! Exact in both directions: numbers stay text, binaries are base64.
+//! Exact in both directions: numbers stay text, binaries are base64. Reading is by serde, from any text or value: the
+//! pages of a stream come through here too.
 
 use crate::item::Item;
 use aws_sdk_dynamodb::primitives::Blob;
 use aws_sdk_dynamodb::types::AttributeValue;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use serde::de::{self, IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, json};
+use std::collections::HashMap;
+use std::fmt;
 
 /// A text that is not DynamoDB JSON.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -25,12 +30,7 @@ pub fn from_item(item: &Item) -> Value {
 /// # Errors
 /// When the value is not an object of typed values; says which attribute.
 pub fn to_item(value: &Value) -> Result<Item, BadJson> {
-    let object = value.as_object().ok_or_else(|| BadJson("an item is an object".to_owned()))?;
-    let attribute = |(name, value): (&String, &Value)| {
-        let value = to_value(value).ok_or_else(|| BadJson(format!("attribute {name:?}")))?;
-        Ok((name.clone(), value))
-    };
-    Ok(Item(object.iter().map(attribute).collect::<Result<_, _>>()?))
+    Item::deserialize(value).map_err(|error| BadJson(error.to_string()))
 }
 
 fn from_value(value: &AttributeValue) -> Value {
@@ -54,25 +54,109 @@ fn from_value(value: &AttributeValue) -> Value {
     }
 }
 
-fn to_value(value: &Value) -> Option<AttributeValue> {
-    let object = value.as_object().filter(|object| object.len() == 1)?;
-    let (kind, value) = object.iter().next()?;
-    let text = |v: &Value| v.as_str().map(str::to_owned);
-    let bytes = |v: &Value| Some(Blob::new(BASE64.decode(v.as_str()?).ok()?));
-    let all = |v: &Value| v.as_array()?.iter().map(text).collect::<Option<Vec<_>>>();
-    Some(match kind.as_str() {
-        "S" => AttributeValue::S(text(value)?),
-        "N" => AttributeValue::N(text(value)?),
-        "B" => AttributeValue::B(bytes(value)?),
-        "BOOL" => AttributeValue::Bool(value.as_bool()?),
-        "NULL" => AttributeValue::Null(value.as_bool()?),
-        "SS" => AttributeValue::Ss(all(value)?),
-        "NS" => AttributeValue::Ns(all(value)?),
-        "BS" => AttributeValue::Bs(value.as_array()?.iter().map(bytes).collect::<Option<_>>()?),
-        "L" => AttributeValue::L(value.as_array()?.iter().map(to_value).collect::<Option<_>>()?),
-        "M" => AttributeValue::M(to_item(value).ok()?.0),
-        _ => return None,
-    })
+impl<'de> Deserialize<'de> for Item {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_map(ItemVisitor)
+    }
+}
+
+struct ItemVisitor;
+
+impl<'de> Visitor<'de> for ItemVisitor {
+    type Value = Item;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object of typed values")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Item, A::Error> {
+        // JSON does not say how many there are, and growing step by step costs more than some empty room.
+        let mut item = HashMap::with_capacity(map.size_hint().unwrap_or(12));
+        while let Some(name) = map.next_key::<String>()? {
+            match map.next_value::<Typed>() {
+                Ok(Typed(value)) => item.insert(name, value),
+                Err(error) => return Err(de::Error::custom(format_args!("attribute {name:?}: {error}"))),
+            };
+        }
+        Ok(Item(item))
+    }
+}
+
+/// A value with its type: `{"S": "a"}`.
+struct Typed(AttributeValue);
+
+/// The types of DynamoDB.
+#[derive(Deserialize)]
+#[expect(clippy::upper_case_acronyms, reason = "as DynamoDB names them")]
+enum Kind {
+    S,
+    N,
+    B,
+    BOOL,
+    NULL,
+    SS,
+    NS,
+    BS,
+    L,
+    M,
+}
+
+impl<'de> Deserialize<'de> for Typed {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        from.deserialize_map(TypedVisitor)
+    }
+}
+
+struct TypedVisitor;
+
+impl<'de> Visitor<'de> for TypedVisitor {
+    type Value = Typed;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a value with its type, such as {\"S\": \"text\"}")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Typed, A::Error> {
+        let kind = map.next_key()?.ok_or_else(|| de::Error::custom("a value without a type"))?;
+        let value = match kind {
+            Kind::S => AttributeValue::S(map.next_value()?),
+            Kind::N => AttributeValue::N(map.next_value()?),
+            Kind::B => AttributeValue::B(map.next_value::<Bytes>()?.0),
+            Kind::BOOL => AttributeValue::Bool(map.next_value()?),
+            Kind::NULL => AttributeValue::Null(map.next_value()?),
+            Kind::SS => AttributeValue::Ss(map.next_value()?),
+            Kind::NS => AttributeValue::Ns(map.next_value()?),
+            Kind::BS => {
+                AttributeValue::Bs(map.next_value::<Vec<Bytes>>()?.into_iter().map(|b| b.0).collect())
+            }
+            Kind::L => AttributeValue::L(map.next_value::<Vec<Typed>>()?.into_iter().map(|v| v.0).collect()),
+            Kind::M => AttributeValue::M(map.next_value::<Item>()?.0),
+        };
+        match map.next_key::<IgnoredAny>()? {
+            None => Ok(Typed(value)),
+            Some(_) => Err(de::Error::custom("a value of two types")),
+        }
+    }
+}
+
+struct Bytes(Blob);
+
+impl<'de> Deserialize<'de> for Bytes {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Base64;
+        impl Visitor<'_> for Base64 {
+            type Value = Bytes;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("base64")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<Bytes, E> {
+                BASE64.decode(text).map(|bytes| Bytes(Blob::new(bytes))).map_err(E::custom)
+            }
+        }
+        from.deserialize_str(Base64)
+    }
 }
 
 #[cfg(test)]
@@ -92,7 +176,8 @@ mod tests {
     #[test]
     fn what_is_not_an_item_is_refused_with_the_attribute() {
         for bad in [json!({ "a": 1 }), json!({ "a": { "S": 1 } }), json!({ "a": { "S": "x", "N": "1" } })] {
-            assert_eq!(to_item(&bad), Err(BadJson("attribute \"a\"".to_owned())));
+            let why = to_item(&bad).unwrap_err().to_string();
+            assert!(why.starts_with("not DynamoDB JSON: attribute \"a\": "), "{why}");
         }
         assert!(to_item(&json!([])).is_err());
     }

@@ -42,6 +42,7 @@ pub mod lane;
 pub mod lease;
 pub mod ledger;
 pub mod limit;
+pub mod memory;
 pub mod peer;
 pub mod replicator;
 pub mod retry;

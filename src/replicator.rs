@@ -4,7 +4,7 @@
 //! of a shard that was read to its end are looked for at once, again and again until they are listed.
 
 use crate::config::Start;
-use crate::failure::{Action as Remedy, Class, Failure};
+use crate::failure::{Class, Failure};
 use crate::lease::heart::Heart;
 use crate::lease::plan::{self, Action, Take, View};
 use crate::lease::row::Lease;
@@ -21,6 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -52,6 +53,8 @@ pub struct Replicator {
     parts: ReplicatorParts,
     walkers: Tasks<(String, Option<End>)>,
     walking: BTreeSet<String>,
+    /// Walkers say here that a peer is done with a shard.
+    progress: Arc<Notify>,
     /// The shards of the last listing, and those that were found as children since.
     listed: Vec<Shard>,
     /// When each shard was listed first.
@@ -70,6 +73,7 @@ impl Replicator {
             parts,
             walkers: Tasks::new(),
             walking: BTreeSet::new(),
+            progress: Arc::default(),
             listed: Vec::new(),
             seen: BTreeMap::new(),
             childless: BTreeMap::new(),
@@ -129,6 +133,7 @@ impl Replicator {
                     }
                     next = next.min(Instant::now() + TAKE_AGAIN);
                 }
+                () = self.progress.notified() => return,
                 () = tokio::time::sleep_until(next) => return,
             }
         }
@@ -239,6 +244,8 @@ impl Replicator {
             take,
             drain: self.parts.drain.clone(),
             fence: fence.clone(),
+            joins: mpsc::channel(1).1,
+            progress: Arc::clone(&self.progress),
         });
         self.walking.insert(shard.clone());
         self.walkers.spawn(async move {
@@ -273,13 +280,7 @@ impl Replicator {
             remedy = failure.class.remedy(),
             "shards or leases could not be listed; trying again"
         );
-        let action = match failure.class {
-            Class::Condition | Class::Invalid | Class::IteratorExpired | Class::Trimmed => {
-                Remedy::RetrySlowly
-            }
-            class => class.action(),
-        };
-        self.pauses.next(action).unwrap_or(Policy::FOREVER.slow)
+        self.pauses.next(failure.class.insist()).unwrap_or(Policy::FOREVER.slow)
     }
 }
 

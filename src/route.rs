@@ -5,6 +5,7 @@ use crate::clock::Clock;
 use crate::config::{OnGap, Read, Start, Write};
 use crate::dead_letters::DeadLetters;
 use crate::gaps::Gaps;
+use crate::memory::Memory;
 use crate::peer::Peer;
 use crate::retry::Jitter;
 use crate::telemetry::board::Board;
@@ -25,6 +26,8 @@ pub struct Route {
     pub stream: Arc<str>,
     /// The peers, in the order of the config.
     pub peers: Vec<Arc<Peer>>,
+    /// The bound on what is held for each of them, in the same order.
+    pub memory: Vec<Memory>,
     /// The stamp attribute's name.
     pub stamp: Arc<str>,
     /// What applies to single changes.

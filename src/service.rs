@@ -12,6 +12,7 @@ use crate::lease::heart::Heart;
 use crate::lease::table::LeaseTable;
 use crate::ledger::Ledger;
 use crate::limit::Rate;
+use crate::memory::Memory;
 use crate::peer::{Peer, PeerParts};
 use crate::replicator::{Replicator, ReplicatorParts};
 use crate::retry::{self, GaveUp, Jitter, Policy};
@@ -191,6 +192,10 @@ impl Service {
                 requests: self.metrics.peer_requests.with_label_values(&[&route.name, &member.name]),
             })));
         }
+        // Every peer of every route gets an equal part, so that one that is down fills its own and nobody else's.
+        let lanes: usize = self.config.routes.iter().map(|route| route.to.len()).sum();
+        let part = (self.config.read.memory_mb as usize) * (1 << 20) / lanes.max(1);
+        let memory = peers.iter().map(|_| Memory::new(part)).collect();
         let begun = self.begun(route, &stream.label, shared).await?;
         if let Some(old) = &begun.after {
             self.new_stream(route, &stream.label, old, shared).await?;
@@ -215,6 +220,7 @@ impl Service {
             streams,
             stream,
             peers,
+            memory,
             stamp: route.stamp.as_str().into(),
             rules: Rules { ttl_deletes: route.ttl_deletes, not_before },
             start: route.start,

@@ -143,6 +143,7 @@ fn read(mut section: Section<'_>) -> Option<Read> {
         duration(Duration::from_secs(1)..=Duration::from_mins(10)),
     );
     let describe_rate = section.or("describe_rate", defaults.describe_rate, integer(1..=10));
+    let memory_mb = section.or("memory_mb", defaults.memory_mb, integer(16..=65_536));
     if let (Some(min), Some(idle)) = (&min, &idle)
         && idle.value < min.value
     {
@@ -156,6 +157,7 @@ fn read(mut section: Section<'_>) -> Option<Read> {
         min_interval: min?.value,
         list_interval: list?.value,
         describe_rate: describe_rate?.value,
+        memory_mb: memory_mb?.value,
     })
 }
 

@@ -150,6 +150,8 @@ pub struct Read {
     pub list_interval: Duration,
     /// DescribeStream calls a second for a source account (default 5, AWS's limit is 10).
     pub describe_rate: u32,
+    /// What changes that were read and are not done may take, in MB, in all of the process (default 256).
+    pub memory_mb: u32,
 }
 
 /// Writing to peers.
@@ -204,6 +206,7 @@ impl Default for Read {
             min_interval: Duration::from_millis(200),
             list_interval: Duration::from_secs(10),
             describe_rate: 5,
+            memory_mb: 256,
         }
     }
 }

@@ -3,3 +3,4 @@
 pub mod graph;
 pub mod list;
 pub mod reader;
+pub mod wire;

@@ -6,6 +6,7 @@
 
 use crate::change::{Change, DecodeError, SequenceNumber};
 use crate::failure::{Action, Class, Failure, TIMEOUT};
+use crate::stream::wire::{self, Unreadable};
 use aws_sdk_dynamodbstreams::Client;
 use aws_sdk_dynamodbstreams::types::ShardIteratorType;
 use std::sync::Arc;
@@ -37,6 +38,9 @@ pub enum ReadError {
     /// A record that this build cannot decode; the reader keeps its place before the page.
     #[error(transparent)]
     Undecodable(#[from] DecodeError),
+    /// A page that this build cannot read; the reader keeps its place before it.
+    #[error(transparent)]
+    Unreadable(#[from] Unreadable),
     /// A call failed; the reader keeps its place.
     #[error("{0}")]
     Call(Failure),
@@ -91,9 +95,8 @@ impl Reader {
             Some(iterator) => iterator,
             None => self.open().await?,
         };
-        let answer = self.client.get_records().shard_iterator(&iterator).limit(self.limit).send().await;
-        let answer = match answer.map_err(Failure::from) {
-            Ok(answer) => answer,
+        let page = match wire::get_records(&self.client, &iterator, self.limit).await {
+            Ok(page) => page?,
             Err(failure) => {
                 if failure.code == TIMEOUT {
                     self.limit = (self.limit / 2).max(SMALLEST_PAGE);
@@ -111,13 +114,12 @@ impl Reader {
             }
         };
         self.limit = (self.limit + SMALLEST_PAGE).min(PAGE);
-        let records = answer.records.unwrap_or_default();
-        let changes: Vec<Change> =
-            records.into_iter().map(|r| Change::decode(r, &self.stamp)).collect::<Result<_, _>>()?;
+        let decoded = page.records.into_iter().map(|record| Change::decode(record, &self.stamp));
+        let changes: Vec<Change> = decoded.collect::<Result<_, _>>()?;
         if let Some(last) = changes.last() {
             self.place = Place::After(last.sequence.clone());
         }
-        self.iterator = answer.next_shard_iterator.filter(|iterator| !iterator.is_empty());
+        self.iterator = page.next_shard_iterator.filter(|iterator| !iterator.is_empty());
         Ok(Read { changes, end: self.iterator.is_none() })
     }
 

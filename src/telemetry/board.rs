@@ -37,7 +37,7 @@ struct RouteEntry {
 #[derive(Debug)]
 pub struct ShardStatus {
     inner: Mutex<ShardInner>,
-    lanes: Vec<Arc<LaneStatus>>,
+    lanes: Mutex<Vec<Arc<LaneStatus>>>,
 }
 
 #[derive(Debug)]
@@ -69,6 +69,8 @@ struct LaneInner {
     moved: Instant,
     trouble: Option<String>,
     said: Option<Instant>,
+    /// Whether a second reader feeds it.
+    behind: bool,
 }
 
 /// A trouble that lasts is said again after this long.
@@ -113,6 +115,8 @@ pub struct LanePicture {
     pub pending: usize,
     /// Changes under way.
     pub running: usize,
+    /// Whether it catches up by a reader of its own.
+    pub behind: bool,
     /// What keeps it from moving.
     pub trouble: Option<String>,
 }
@@ -167,22 +171,9 @@ impl Board {
 
     /// This worker walks a shard from now on.
     #[must_use]
-    pub fn walks(&self, route: &str, shard: &str, peers: &[&str]) -> Arc<ShardStatus> {
-        let now = Instant::now();
-        let lane = |peer: &&str| {
-            let inner = LaneInner {
-                sequence: None,
-                created: None,
-                pending: 0,
-                running: 0,
-                moved: now,
-                trouble: None,
-                said: None,
-            };
-            Arc::new(LaneStatus { peer: (*peer).to_owned(), inner: Mutex::new(inner) })
-        };
+    pub fn walks(&self, route: &str, shard: &str) -> Arc<ShardStatus> {
         let inner = ShardInner {
-            read: now,
+            read: Instant::now(),
             failed: 0,
             said: None,
             trouble: None,
@@ -190,8 +181,7 @@ impl Board {
             unsaved: None,
             ended: false,
         };
-        let lanes = peers.iter().map(lane).collect();
-        let status = Arc::new(ShardStatus { inner: Mutex::new(inner), lanes });
+        let status = Arc::new(ShardStatus { inner: Mutex::new(inner), lanes: Mutex::new(Vec::new()) });
         entry(&mut lock(&self.shared), route).shards.insert(shard.to_owned(), Arc::clone(&status));
         status
     }
@@ -226,10 +216,22 @@ impl Board {
 }
 
 impl ShardStatus {
-    /// The lanes, in the order in which the peers were given.
+    /// Another lane of this shard.
     #[must_use]
-    pub fn lanes(&self) -> &[Arc<LaneStatus>] {
-        &self.lanes
+    pub fn lane(&self, peer: &str) -> Arc<LaneStatus> {
+        let inner = LaneInner {
+            sequence: None,
+            created: None,
+            pending: 0,
+            running: 0,
+            moved: Instant::now(),
+            trouble: None,
+            said: None,
+            behind: false,
+        };
+        let lane = Arc::new(LaneStatus { peer: peer.to_owned(), inner: Mutex::new(inner) });
+        lock(&self.lanes).push(Arc::clone(&lane));
+        lane
     }
 
     /// A read succeeded.
@@ -276,7 +278,8 @@ impl ShardStatus {
 
     fn picture(&self, route: &str, shard: &str, stall: Duration, problems: &mut Vec<String>) -> ShardPicture {
         // A reader that waits for its lanes reads nothing, and that is right.
-        let waits = self.lanes.iter().any(|lane| lock(&lane.inner).pending > 0);
+        let lanes = lock(&self.lanes);
+        let waits = lanes.iter().any(|lane| lock(&lane.inner).pending > 0);
         let inner = lock(&self.inner);
         if let Some(since) = inner.unsaved.filter(|since| since.elapsed() > stall) {
             let seconds = since.elapsed().as_secs();
@@ -291,7 +294,7 @@ impl ShardStatus {
                 (inner.read.elapsed().as_secs(), inner.trouble.as_deref().unwrap_or("unknown cause"));
             problems.push(format!("route {route}: shard {shard} was last read {seconds} s ago: {why}"));
         }
-        let lanes = self.lanes.iter().map(|lane| {
+        let lanes = lanes.iter().map(|lane| {
             let inner = lock(&lane.inner);
             if inner.pending > 0 && inner.moved.elapsed() > stall {
                 let why = inner.trouble.as_deref().unwrap_or("unknown cause");
@@ -306,6 +309,7 @@ impl ShardStatus {
                 created: inner.created.map(|at| humantime::format_rfc3339_seconds(at).to_string()),
                 pending: inner.pending,
                 running: inner.running,
+                behind: inner.behind,
                 trouble: inner.trouble.clone(),
             };
             (lane.peer.clone(), picture)
@@ -332,6 +336,11 @@ impl LaneStatus {
             inner.moved = Instant::now();
         }
         (inner.pending, inner.running) = (pending, running);
+    }
+
+    /// Whether a second reader feeds it.
+    pub fn is_behind(&self, behind: bool) {
+        lock(&self.inner).behind = behind;
     }
 
     /// A change went through.

@@ -6,7 +6,8 @@
 use crate::failure::Class;
 use prometheus::core::Collector;
 use prometheus::{
-    Gauge, GaugeVec, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry,
 };
 
 /// The metrics of a process. Cheap to clone.
@@ -44,12 +45,39 @@ pub struct Metrics {
     pub checkpoint_age: GaugeVec,
     /// Writes under way, by route and peer.
     pub in_flight: IntGaugeVec,
+    /// Lanes that are fed by a second reader because they were slower than the others of their shard, by route and peer.
+    pub lanes_behind: IntGaugeVec,
+    /// Lanes that were let go because the others would have had to wait, by route and peer.
+    pub lanes_let_go: IntCounterVec,
+    /// About what changes take that are held for a peer, by route and peer, in bytes.
+    pub buffered: IntGaugeVec,
     /// The current limit on a peer's writes a second; +Inf while there is none; by route and peer.
     pub rate_limit: GaugeVec,
     /// Stamps too far ahead of their record's creation to be believed, by route.
     pub stamps_disbelieved: IntCounterVec,
     /// 1 while the work goes on, 0 when `/healthz` fails.
     pub healthy: Gauge,
+}
+
+/// The metrics of one route and peer, looked up once: they are counted for every change.
+#[derive(Debug, Clone)]
+pub struct LaneMetrics {
+    /// Changes that took effect.
+    pub applied: IntCounter,
+    /// Changes that met something newer.
+    pub superseded: IntCounter,
+    /// Changes covered by a later one of their key.
+    pub folded: IntCounter,
+    /// Changes left out by a rule.
+    pub skipped: IntCounter,
+    /// Changes kept as dead letters.
+    pub dead: IntCounter,
+    /// See [`Metrics::lag`].
+    pub lag: Histogram,
+    /// See [`Metrics::in_flight`].
+    pub in_flight: IntGauge,
+    /// See [`Metrics::rate_limit`].
+    pub rate_limit: Gauge,
 }
 
 /// Counts in a gauge for as long as it lives, however it ends.
@@ -155,6 +183,21 @@ impl Metrics {
                 "Age of the oldest progress of this worker's shards that is not checkpointed yet",
             )?,
             in_flight: r.gauges("in_flight", &["route", "peer"], "Writes to a peer that are under way")?,
+            lanes_behind: r.gauges(
+                "lanes_behind",
+                &["route", "peer"],
+                "Lanes that catch up by a second reader because they were slower than others of their shard",
+            )?,
+            lanes_let_go: r.counter(
+                "lanes_let_go_total",
+                &["route", "peer"],
+                "Lanes that were let go because the others would have had to wait for them",
+            )?,
+            buffered: r.gauges(
+                "buffered_bytes",
+                &["route", "peer"],
+                "About how much memory changes take that were read for a peer and are not done, or for which room is kept",
+            )?,
             rate_limit: r.gauge_vec(
                 "rate_limit",
                 &["route", "peer"],
@@ -172,6 +215,23 @@ impl Metrics {
         #[cfg(target_os = "linux")]
         metrics.registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         Ok(metrics)
+    }
+
+    /// The metrics of one route and peer.
+    #[must_use]
+    pub fn lane(&self, route: &str, peer: &str) -> LaneMetrics {
+        let outcome = |outcome| self.writes.with_label_values(&[route, peer, outcome]);
+        let labels = [route, peer];
+        LaneMetrics {
+            applied: outcome("applied"),
+            superseded: outcome("superseded"),
+            folded: outcome("folded"),
+            skipped: outcome("skipped"),
+            dead: outcome("dead"),
+            lag: self.lag.with_label_values(&labels),
+            in_flight: self.in_flight.with_label_values(&labels),
+            rate_limit: self.rate_limit.with_label_values(&labels),
+        }
     }
 
     /// What is registered, in order, for the documentation's test.

@@ -1,5 +1,6 @@
 //! Integration tests, one binary: a module for each subject.
 
+#![cfg(feature = "sandbox")]
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -8,35 +9,20 @@
     reason = "a test fails by panicking and says so"
 )]
 
-#[cfg(feature = "sandbox")]
 mod demo;
-#[cfg(feature = "sandbox")]
+mod lanes;
 mod peer;
-#[cfg(feature = "sandbox")]
 mod preflight;
-#[cfg(feature = "sandbox")]
 mod process;
-#[cfg(feature = "sandbox")]
 mod properties;
-#[cfg(feature = "sandbox")]
 mod readme;
-#[cfg(feature = "sandbox")]
 mod replicate;
-#[cfg(feature = "sandbox")]
 mod sandbox_access;
-#[cfg(feature = "sandbox")]
 mod sandbox_clients;
-#[cfg(feature = "sandbox")]
 mod sandbox_faults;
-#[cfg(feature = "sandbox")]
 mod sandbox_streams;
-#[cfg(feature = "sandbox")]
 mod sandbox_support;
-#[cfg(feature = "sandbox")]
 mod sandbox_tables;
-#[cfg(feature = "sandbox")]
 mod sim;
-#[cfg(feature = "sandbox")]
 mod slow_pages;
-#[cfg(feature = "sandbox")]
 mod world;

@@ -22,6 +22,7 @@ use shardwalker::lease::row::{Lease, PeerPosition};
 use shardwalker::lease::table::LeaseTable;
 use shardwalker::sandbox::{Options, Sandbox};
 use shardwalker::state::StateTable;
+use shardwalker::stream::wire;
 use shardwalker::telemetry::metrics::Metrics;
 use shardwalker::version::{Hlc, Mark, Stamp, Version};
 use std::collections::HashMap;
@@ -162,7 +163,8 @@ proptest! {
                 written.push(stamp);
             }
             let shard = sandbox.shards(&table).unwrap()[0].id.clone();
-            let (records, _) = client.shard_records(&stream, &shard).await;
+            let iterator = client.oldest(&stream, &shard).await;
+            let records = wire::get_records(&client.streams, &iterator, 1000).await.unwrap().unwrap().records;
             prop_assert_eq!(records.len(), written.len());
             for (record, stamp) in records.into_iter().zip(written) {
                 let new = Change::decode(record, "stamp").unwrap().new.unwrap();

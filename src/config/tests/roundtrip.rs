@@ -254,6 +254,7 @@ prop_compose! {
         idle_interval in millis(1_000..=10_000),
         list_interval in millis(1_000..=600_000),
         describe_rate in 1..=10_u32,
+        memory_mb in 16..=4096_u32,
         in_flight in 1..=1000_usize,
         request_timeout in millis(100..=1_000),
         checkpoint_interval in millis(100..=60_000),
@@ -269,7 +270,7 @@ prop_compose! {
             state,
             members,
             routes,
-            read: Read { idle_interval, min_interval, list_interval, describe_rate },
+            read: Read { idle_interval, min_interval, list_interval, describe_rate, memory_mb },
             write: Write { in_flight, request_timeout, checkpoint_interval },
             lease: Lease { duration, renew_interval, worker },
             admin: Admin { listen, stall_after },
@@ -319,10 +320,10 @@ fn render(config: &Config) -> String {
             time(route.max_clock_drift),
         );
     }
-    let Read { idle_interval, min_interval, list_interval, describe_rate } = &config.read;
+    let Read { idle_interval, min_interval, list_interval, describe_rate, memory_mb } = &config.read;
     let _ = writeln!(
         text,
-        "[read]\nidle_interval = {}\nmin_interval = {}\nlist_interval = {}\ndescribe_rate = {describe_rate}",
+        "[read]\nidle_interval = {}\nmin_interval = {}\nlist_interval = {}\ndescribe_rate = {describe_rate}\nmemory_mb = {memory_mb}",
         time(*idle_interval),
         time(*min_interval),
         time(*list_interval),

@@ -1,0 +1,341 @@
+//! One peer of one shard: applies the shard's changes there and says how far it is.
+//!
+//! A lane takes pages in stream order. Changes of one key are applied in order, different keys concurrently up
+//! to a bound. While a change of a key is under way, later ones of that key wait, folded: the last one is
+//! applied and covers those before it, with the highest delete among them still raised in the ledger. The
+//! lane's [`Frontier`] is contiguous: it never passes a change that is not applied, superseded, skipped by a
+//! rule, covered by a later one that is, or kept as a dead letter.
+//!
+//! [`work`] carries single changes out. A lane retries for as long as it lives; it ends when its pages end and all is done, or at once when its
+//! worker loses the right to write.
+
+mod work;
+
+use crate::apply::{self, Rules, Step};
+use crate::change::{Change, SequenceNumber};
+use crate::clock::Clock;
+use crate::dead_letters::DeadLetters;
+use crate::item::Digest;
+use crate::memory::Reserved;
+use crate::peer::Peer;
+use crate::retry::Jitter;
+use crate::telemetry::board::LaneStatus;
+use crate::telemetry::metrics::{LaneMetrics, Metrics};
+use crate::version::{Fold, Hlc, Version};
+use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::stream::FuturesUnordered;
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+/// The changes of one read, in stream order. Shared by the lanes of a shard.
+#[derive(Debug)]
+pub struct Page {
+    /// The changes; never empty.
+    pub changes: Vec<Change>,
+}
+
+/// A page with the room that it takes until all of it is done.
+#[derive(Debug)]
+pub struct Handed {
+    /// The page.
+    pub page: Arc<Page>,
+    /// Its room in the memory of the lane's peer.
+    pub memory: Reserved,
+}
+
+/// How far a lane is: after this record everything is still to do.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Position {
+    /// The last record that is done; `None` before the first one.
+    pub sequence: Option<SequenceNumber>,
+    /// The clock after that record.
+    pub hlc: Hlc,
+    /// When that record was created.
+    pub created: Option<SystemTime>,
+}
+
+/// What a lane shows of its progress.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Frontier {
+    /// How far it is.
+    pub position: Position,
+    /// Changes taken and not done.
+    pub pending: usize,
+}
+
+/// What a lane is made of.
+pub struct LaneParts {
+    /// The route's name.
+    pub route: Arc<str>,
+    /// The shard's id.
+    pub shard: Arc<str>,
+    /// The peer to write to.
+    pub peer: Arc<Peer>,
+    /// The number of the member that the changes come from.
+    pub member: u8,
+    /// What the route's config says about single changes.
+    pub rules: Rules,
+    /// How far ahead of a record's creation a stamp is believed.
+    pub max_drift: Duration,
+    /// Requests under way at most.
+    pub in_flight: usize,
+    /// Where to keep what the peer refuses.
+    pub dead_letters: DeadLetters,
+    /// The worker's clock.
+    pub clock: Clock,
+    /// The worker's metrics.
+    pub metrics: Metrics,
+    /// Those of this route and peer.
+    pub counters: LaneMetrics,
+    /// Seeded pauses.
+    pub jitter: Jitter,
+    /// What the lane shows of itself.
+    pub status: Arc<LaneStatus>,
+    /// Cancelled when the worker loses the right to write: everything is abandoned.
+    pub fence: CancellationToken,
+}
+
+/// Changes that a lane holds before it takes another page: some pages' worth, so that a slow key does not hold
+/// up the others at once.
+const WINDOW: usize = 2000;
+/// Bytes of such changes, so that large items do not fill the memory.
+const WINDOW_BYTES: usize = 8 << 20;
+
+/// Applies one shard's changes to one peer.
+pub struct Lane {
+    context: Arc<LaneParts>,
+    fold: Fold,
+    /// The last record that was taken, or was done before this lane began: what comes up to here again is passed over.
+    taken: Option<SequenceNumber>,
+    /// The records taken and not passed by the frontier; the first one has number `base`.
+    slots: VecDeque<Slot>,
+    base: u64,
+    /// Bytes of the records taken and not passed.
+    bytes: usize,
+    keys: HashMap<Digest, KeyState>,
+    /// Keys with work that may start, in order.
+    ready: VecDeque<Digest>,
+    /// Keys that have dead letters.
+    dead: HashSet<Digest>,
+    running: FuturesUnordered<BoxFuture<'static, Finished>>,
+    frontier: watch::Sender<Frontier>,
+}
+
+struct Slot {
+    position: Position,
+    size: usize,
+    done: bool,
+    /// The last slot of a page holds the page's room.
+    memory: Option<Reserved>,
+}
+
+#[derive(Default)]
+struct KeyState {
+    running: bool,
+    waiting: Option<Work>,
+}
+
+/// Changes of one key, in order; the last one covers the others.
+struct Work {
+    key: Digest,
+    items: Vec<WorkItem>,
+    dead: bool,
+}
+
+#[derive(Clone)]
+struct WorkItem {
+    page: Arc<Page>,
+    index: usize,
+    version: Version,
+    slot: u64,
+}
+
+impl WorkItem {
+    fn change(&self) -> &Change {
+        &self.page.changes[self.index]
+    }
+}
+
+struct Finished {
+    key: Digest,
+    slots: Vec<u64>,
+    dead: bool,
+    /// The fence fell: nothing is known about the work.
+    abandoned: bool,
+}
+
+impl Lane {
+    /// A lane that goes on from `start`, with the channel that shows its frontier.
+    #[must_use]
+    pub fn new(parts: LaneParts, start: Position) -> (Self, watch::Receiver<Frontier>) {
+        let fold = Fold::from(start.hlc, parts.max_drift);
+        let taken = start.sequence.clone();
+        let (frontier, shown) = watch::channel(Frontier { position: start, pending: 0 });
+        let lane = Self {
+            context: Arc::new(parts),
+            fold,
+            taken,
+            slots: VecDeque::new(),
+            base: 0,
+            bytes: 0,
+            keys: HashMap::new(),
+            ready: VecDeque::new(),
+            dead: HashSet::new(),
+            running: FuturesUnordered::new(),
+            frontier,
+        };
+        (lane, shown)
+    }
+
+    /// Takes pages until they end and everything is done (`true`), or until the fence falls (`false`).
+    pub async fn run(mut self, mut pages: mpsc::Receiver<Handed>) -> bool {
+        let fence = self.context.fence.clone();
+        let context = Arc::clone(&self.context);
+        match context.load_dead().await {
+            Some(dead) => self.dead = dead,
+            None => return false,
+        }
+        let mut open = true;
+        while open || !self.slots.is_empty() {
+            tokio::select! {
+                // The fence first; then what is done, which makes room; then more work.
+                biased;
+                () = fence.cancelled() => return false,
+                Some(finished) = self.running.next(), if !self.running.is_empty() => {
+                    if finished.abandoned {
+                        return false;
+                    }
+                    self.finish(finished);
+                }
+                page = pages.recv(), if open && self.has_room() => match page {
+                    Some(handed) => self.take(handed),
+                    None => open = false,
+                },
+            }
+            self.start();
+            self.show();
+        }
+        true
+    }
+
+    fn has_room(&self) -> bool {
+        self.slots.len() < WINDOW && self.bytes < WINDOW_BYTES
+    }
+
+    /// Takes a page. Records that were taken before come again when a lane changes its reader; they are passed over.
+    fn take(&mut self, handed: Handed) {
+        let Handed { page, memory } = handed;
+        for (index, change) in page.changes.iter().enumerate() {
+            if self.taken.as_ref().is_some_and(|taken| change.sequence <= *taken) {
+                continue;
+            }
+            self.taken = Some(change.sequence.clone());
+            let (hlc, disbelieved) = self.fold.step(change.created, change.stamps());
+            if disbelieved > 0 {
+                self.disbelieve(change, disbelieved);
+            }
+            let slot = self.base + self.slots.len() as u64;
+            let position =
+                Position { sequence: Some(change.sequence.clone()), hlc, created: Some(change.created) };
+            let skipped = matches!(apply::plan(change, &self.context.rules), Step::Skip(_));
+            self.bytes += change.size;
+            self.slots.push_back(Slot { position, size: change.size, done: skipped, memory: None });
+            if skipped {
+                self.context.counters.skipped.inc();
+                continue;
+            }
+            let version = Version::new(hlc, self.context.member);
+            self.enqueue(change.key.digest(), WorkItem { page: Arc::clone(&page), index, version, slot });
+        }
+        if let Some(last) = self.slots.back_mut() {
+            // A page with nothing new gives its room back: the last slot has some already.
+            last.memory.get_or_insert(memory);
+        }
+    }
+
+    fn enqueue(&mut self, key: Digest, item: WorkItem) {
+        let state = self.keys.entry(key).or_default();
+        match &mut state.waiting {
+            Some(work) => work.items.push(item),
+            None => {
+                state.waiting = Some(Work { key, items: vec![item], dead: false });
+                if !state.running {
+                    self.ready.push_back(key);
+                }
+            }
+        }
+    }
+
+    fn start(&mut self) {
+        while self.running.len() < self.context.in_flight {
+            let Some(key) = self.ready.pop_front() else { break };
+            let Some(state) = self.keys.get_mut(&key) else { continue };
+            let Some(mut work) = state.waiting.take() else { continue };
+            state.running = true;
+            work.dead = self.dead.contains(&key);
+            self.running.push(Box::pin(Arc::clone(&self.context).carry_out(work)));
+        }
+    }
+
+    fn finish(&mut self, finished: Finished) {
+        if finished.dead {
+            self.dead.insert(finished.key);
+        } else {
+            self.dead.remove(&finished.key);
+        }
+        for slot in finished.slots {
+            let index = usize::try_from(slot - self.base).unwrap_or(usize::MAX);
+            if let Some(slot) = self.slots.get_mut(index) {
+                slot.done = true;
+            }
+        }
+        match self.keys.get_mut(&finished.key) {
+            Some(state) if state.waiting.is_some() => {
+                state.running = false;
+                self.ready.push_back(finished.key);
+            }
+            _ => {
+                self.keys.remove(&finished.key);
+            }
+        }
+    }
+
+    /// Moves the frontier over what is done, and shows it.
+    fn show(&mut self) {
+        let mut position = None;
+        while self.slots.front().is_some_and(|slot| slot.done) {
+            if let Some(slot) = self.slots.pop_front() {
+                self.base += 1;
+                self.bytes -= slot.size;
+                position = Some(slot.position);
+            }
+        }
+        let pending = self.slots.len();
+        self.context.status.show(position.as_ref(), pending, self.running.len());
+        let context = &self.context;
+        context.counters.rate_limit.set(context.peer.limit().limit().unwrap_or(f64::INFINITY));
+        self.frontier.send_if_modified(|frontier| {
+            let changed = position.is_some() || frontier.pending != pending;
+            if let Some(position) = position {
+                frontier.position = position;
+            }
+            frontier.pending = pending;
+            changed
+        });
+    }
+
+    fn disbelieve(&self, change: &Change, count: usize) {
+        let context = &self.context;
+        context.metrics.stamps_disbelieved.with_label_values(&[&context.route]).inc_by(count as u64);
+        tracing::debug!(
+            peer = context.peer.name(),
+            sequence = %change.sequence,
+            key = %change.key.digest(),
+            "a stamp is further ahead of its record's creation than max_clock_drift; it is not believed"
+        );
+    }
+}

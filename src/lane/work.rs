@@ -1,0 +1,209 @@
+//! Carrying out the changes of one key at the lane's peer.
+
+use super::{Finished, LaneParts, Work, WorkItem};
+use crate::apply::{self, Step};
+use crate::dead_letters::{self, Reason};
+use crate::failure::{Action, Class, Failure};
+use crate::item::Digest;
+use crate::peer::{Outcome, StepError};
+use crate::retry::{Pauses, Policy};
+use crate::telemetry::metrics::Counted;
+use crate::version::Version;
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Once a peer that was down takes writes again, those that wait come back within about this.
+const SPREAD: Duration = Duration::from_secs(1);
+
+/// What became of one try.
+enum Tried {
+    Done(Outcome),
+    Refused(Failure),
+    Abandoned,
+}
+
+impl LaneParts {
+    /// The keys that have dead letters; `None` when the fence fell.
+    pub(super) async fn load_dead(self: &Arc<Self>) -> Option<HashSet<Digest>> {
+        let mut pauses = Pauses::new(Policy::FOREVER, self.jitter.clone());
+        loop {
+            match self.dead_letters.keys(&self.route, self.peer.name()).await {
+                Ok(keys) => {
+                    self.peer.got_through();
+                    return Some(keys);
+                }
+                Err(failure) => self.failed("state", &failure, &mut pauses).await.then_some(())?,
+            }
+        }
+    }
+
+    /// Applies the last change of `work`; when the peer refuses that for good, the one before it, and so on.
+    /// What was refused is kept as dead letters, in order.
+    pub(super) async fn carry_out(self: Arc<Self>, work: Work) -> Finished {
+        let _counted = Counted::new(self.counters.in_flight.clone());
+        let result = self.settle(&work).await;
+        let slots = work.items.iter().map(|item| item.slot).collect();
+        Finished { key: work.key, slots, dead: result == Some(true), abandoned: result.is_none() }
+    }
+
+    /// `None` when the fence fell, else whether the key has dead letters now.
+    async fn settle(&self, work: &Work) -> Option<bool> {
+        let mut pauses = Pauses::new(Policy::FOREVER, self.jitter.clone());
+        if work.dead && self.still_dead(work.key, &mut pauses).await? {
+            let why =
+                Failure::new(Class::Invalid, "Behind", "an earlier change of this key is a dead letter");
+            for item in &work.items {
+                self.keep(item, Reason::Behind, &why, &mut pauses).await?;
+            }
+            return Some(true);
+        }
+        let deletes =
+            work.items.iter().filter(|i| matches!(apply::plan(i.change(), &self.rules), Step::Delete));
+        let raise = deletes.map(|item| item.version).max();
+        let mut refused: Vec<Failure> = Vec::new();
+        let mut tried = None;
+        for item in work.items.iter().rev() {
+            match self.try_one(item, raise, &mut pauses).await {
+                Tried::Done(outcome) => {
+                    tried = Some(outcome);
+                    break;
+                }
+                Tried::Refused(failure) => refused.push(failure),
+                Tried::Abandoned => return None,
+            }
+        }
+        let kept = work.items.len() - refused.len();
+        if let (Some(item), Some(why)) = (work.items.last(), refused.first()) {
+            self.confirm(item, why, &mut pauses).await?;
+        }
+        for (item, why) in work.items[kept..].iter().zip(refused.iter().rev()) {
+            self.keep(item, Reason::Refused, why, &mut pauses).await?;
+        }
+        if let Some(outcome) = tried {
+            self.count_done(&work.items[..kept], outcome);
+        }
+        self.status.moving();
+        self.peer.got_through();
+        Some(!refused.is_empty())
+    }
+
+    /// Sees that the peer refuses this item and not every item: a table that was made again with other keys refuses
+    /// all, and nothing of that is a dead letter. Waits until a write that changes nothing is accepted.
+    async fn confirm(&self, item: &WorkItem, why: &Failure, pauses: &mut Pauses) -> Option<()> {
+        while let Err(failure) = self.peer.accepts(&item.change().key).await {
+            let what = format!("{why}; and so is a write that changes nothing: {failure}");
+            let all = Failure::new(Class::Unrecognised, "EveryWriteRefused", what);
+            self.failed(self.peer.name(), &all, pauses).await.then_some(())?;
+        }
+        Some(())
+    }
+
+    async fn still_dead(&self, key: Digest, pauses: &mut Pauses) -> Option<bool> {
+        loop {
+            match self.dead_letters.has(&self.route, self.peer.name(), key).await {
+                Ok(has) => return Some(has),
+                Err(failure) => self.failed("state", &failure, pauses).await.then_some(())?,
+            }
+        }
+    }
+
+    /// Tries one change until it is done or refused for good.
+    async fn try_one(&self, item: &WorkItem, raise: Option<Version>, pauses: &mut Pauses) -> Tried {
+        let mut raise = raise;
+        loop {
+            if self.fence.is_cancelled() {
+                return Tried::Abandoned;
+            }
+            let result = match raise {
+                Some(version) => match self.peer.raise(&item.change().key, version).await {
+                    Ok(()) => {
+                        raise = None;
+                        continue;
+                    }
+                    Err(error) => Err(error),
+                },
+                None => self.step(item).await,
+            };
+            match result {
+                Ok(outcome) => return Tried::Done(outcome),
+                Err(StepError::Peer(failure)) if failure.class == Class::Invalid => {
+                    return Tried::Refused(failure);
+                }
+                Err(error) => {
+                    let at = match error {
+                        StepError::Peer(_) => self.peer.name(),
+                        StepError::State(_) => "state",
+                    };
+                    if !self.failed(at, error.failure(), pauses).await {
+                        return Tried::Abandoned;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn step(&self, item: &WorkItem) -> Result<Outcome, StepError> {
+        let change = item.change();
+        match apply::plan(change, &self.rules) {
+            Step::Put { content, creates } => {
+                self.peer.put(content, &change.key, item.version, creates).await
+            }
+            Step::Delete => self.peer.delete(&change.key, item.version).await,
+            // Skipped changes never become work.
+            Step::Skip(_) => Ok(Outcome::Superseded),
+        }
+    }
+
+    async fn keep(&self, item: &WorkItem, reason: Reason, why: &Failure, pauses: &mut Pauses) -> Option<()> {
+        let lane = dead_letters::Lane { route: &self.route, peer: self.peer.name(), shard: &self.shard };
+        loop {
+            match self.dead_letters.keep(lane, item.change(), item.version, reason, why).await {
+                Ok(()) => break,
+                Err(failure) => self.failed("state", &failure, pauses).await.then_some(())?,
+            }
+        }
+        let labels = [&*self.route, self.peer.name(), reason.name()];
+        self.metrics.dead_letters.with_label_values(&labels).inc();
+        self.counters.dead.inc();
+        tracing::error!(
+            peer = self.peer.name(),
+            key = %item.change().key.digest(),
+            sequence = %item.change().sequence,
+            reason = reason.name(),
+            code = why.code,
+            "a change cannot be applied; it is kept as a dead letter, and later changes of its key wait"
+        );
+        Some(())
+    }
+
+    /// Notes a failure and waits; `false` when the fence fell.
+    async fn failed(&self, at: &str, failure: &Failure, pauses: &mut Pauses) -> bool {
+        self.metrics.retried(&self.route, at, failure.class);
+        if failure.class.action() != Action::RetrySoon {
+            self.status.stalled(failure);
+        }
+        let action = failure.class.insist();
+        let pause = pauses.next(action).unwrap_or(Policy::FOREVER.slow);
+        let spread = self.jitter.around(SPREAD);
+        tokio::select! {
+            biased;
+            () = self.fence.cancelled() => false,
+            () = tokio::time::sleep(pause), if action == Action::RetrySoon => true,
+            () = self.peer.slowly(pause, spread), if action == Action::RetrySlowly => true,
+        }
+    }
+
+    fn count_done(&self, items: &[WorkItem], outcome: Outcome) {
+        let (Some((_, covered)), now) = (items.split_last(), self.clock.now()) else { return };
+        match outcome {
+            Outcome::Applied => self.counters.applied.inc(),
+            Outcome::Superseded => self.counters.superseded.inc(),
+        }
+        self.counters.folded.inc_by(covered.len() as u64);
+        for item in items {
+            let lag = now.duration_since(item.change().created).unwrap_or_default();
+            self.counters.lag.observe(lag.as_secs_f64());
+        }
+    }
+}

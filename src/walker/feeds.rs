@@ -1,0 +1,342 @@
+//! The lanes of one shard as its readers see them.
+//!
+//! One read serves all lanes that keep up: those are at the front. A lane that the others would have to wait for is
+//! let go: it keeps what it has, is fed by a second reader from where it stands, and is taken back when it has
+//! reached the front. The lane that has room first leads, and is never let go, so that the front always moves as
+//! fast as the fastest lane.
+
+use crate::change::SequenceNumber;
+use crate::lane::{Handed, Page, Position};
+use crate::memory::{self, Memory, Reserved};
+use crate::telemetry::metrics::Counted;
+use futures::future::{BoxFuture, select_all};
+use prometheus::{IntCounter, IntGauge};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
+
+/// For so long in all the lanes at the front wait for one that is slower, until it is let go.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// A lane's number within its walker.
+pub(super) type Id = usize;
+
+/// Why a lane gets no more pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Closed {
+    /// The shard was read to its end.
+    Ended,
+    /// Reading waits for an operator, for this reason.
+    Stopped(&'static str),
+    /// A stop was asked for.
+    Drained,
+}
+
+/// Which lanes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    /// Those that the one read serves.
+    Front,
+    /// Those that catch up.
+    Behind,
+}
+
+/// Where a lane stands in the shard.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Cursor {
+    /// The last record that was handed to it.
+    pub(super) sequence: Option<SequenceNumber>,
+    /// When that record was created.
+    pub(super) created: Option<SystemTime>,
+    /// Nothing was handed to it yet, and records before the oldest that is left may have been trimmed unread.
+    pub(super) suspect: bool,
+}
+
+/// A lane with room for a page.
+pub(super) struct Room {
+    pub(super) id: Id,
+    slot: mpsc::OwnedPermit<Handed>,
+    memory: Reserved,
+}
+
+/// The lanes that get pages.
+pub(super) struct Feeds {
+    inner: Mutex<Inner>,
+    changed: Notify,
+}
+
+struct Inner {
+    feeds: BTreeMap<Id, Feed>,
+    closed: BTreeMap<Id, Closed>,
+    /// The last record that was read at the front.
+    front: Option<SequenceNumber>,
+    /// Whether the front is still read.
+    open: bool,
+}
+
+struct Feed {
+    pages: mpsc::Sender<Handed>,
+    memory: Memory,
+    cursor: Cursor,
+    side: Side,
+    /// How long others have waited for it since it last had room at once.
+    waited: Duration,
+    metrics: FeedMetrics,
+    /// Counts it while it is behind.
+    behind: Option<Counted>,
+}
+
+/// What is counted of a lane.
+#[derive(Debug, Clone)]
+pub(super) struct FeedMetrics {
+    /// Lanes that are behind.
+    pub(super) behind: IntGauge,
+    /// How often one was let go.
+    pub(super) let_go: IntCounter,
+}
+
+impl Feed {
+    fn go(&mut self, side: Side) {
+        (self.side, self.waited) = (side, Duration::ZERO);
+        self.behind = (side == Side::Behind).then(|| Counted::new(self.metrics.behind.clone()));
+    }
+}
+
+impl Feeds {
+    /// No lanes yet; the front is read from `front`, where the most advanced lane stands.
+    pub(super) fn new(front: Option<SequenceNumber>) -> Self {
+        let inner = Inner { feeds: BTreeMap::new(), closed: BTreeMap::new(), front, open: true };
+        Self { inner: Mutex::new(inner), changed: Notify::new() }
+    }
+
+    /// Adds a lane that stands at `start`.
+    pub(super) fn add(
+        &self,
+        id: Id,
+        pages: mpsc::Sender<Handed>,
+        memory: Memory,
+        start: &Position,
+        suspect: bool,
+        metrics: FeedMetrics,
+    ) {
+        let sequence = start.sequence.clone();
+        let cursor = Cursor { suspect: suspect && sequence.is_none(), sequence, created: start.created };
+        let mut inner = self.lock();
+        let side = if inner.reached(&cursor) { Side::Front } else { Side::Behind };
+        let mut feed = Feed { pages, memory, cursor, side, waited: Duration::ZERO, metrics, behind: None };
+        feed.go(side);
+        inner.feeds.insert(id, feed);
+        drop(inner);
+        self.changed.notify_waiters();
+    }
+
+    /// Waits for a lane on `side` that has room for a page; `None` when the front is not read any more. Lanes may come
+    /// to be behind at any time.
+    pub(super) async fn room(&self, side: Side) -> Option<Room> {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            let waits: Vec<BoxFuture<'_, Option<Room>>> = {
+                let inner = self.lock();
+                if side == Side::Front && !inner.open {
+                    return None;
+                }
+                let feeds = inner.feeds.iter().filter(|(_, feed)| feed.side == side);
+                feeds.map(|(id, feed)| room(*id, feed, memory::PAGE)).collect()
+            };
+            if waits.is_empty() {
+                changed.await;
+                continue;
+            }
+            tokio::select! {
+                biased;
+                (found, ..) = select_all(waits) => if found.is_some() {
+                    return found;
+                } else {
+                    // A lane has broken down; its walker ends soon.
+                    changed.await;
+                },
+                () = &mut changed => {}
+            }
+        }
+    }
+
+    /// Where a lane stands; `None` when it is not fed any more.
+    pub(super) fn cursor(&self, id: Id) -> Option<Cursor> {
+        self.lock().feeds.get(&id).map(|feed| feed.cursor.clone())
+    }
+
+    /// Where the first of the lanes at the front stands.
+    pub(super) fn front(&self) -> Option<Cursor> {
+        let inner = self.lock();
+        let feeds = inner.feeds.values().filter(|feed| feed.side == Side::Front);
+        feeds.min_by(|a, b| a.cursor.sequence.cmp(&b.cursor.sequence)).map(|feed| feed.cursor.clone())
+    }
+
+    /// Gives a page that was read at the front to all lanes there, `lead` first. Lanes without room are waited for
+    /// within [`PATIENCE`], then let go.
+    pub(super) async fn hand_out(&self, page: &Arc<Page>, lead: Room) {
+        let Some(last) = page.changes.last() else { return };
+        let others: Vec<Id> = {
+            let mut inner = self.lock();
+            inner.front = Some(last.sequence.clone());
+            let front = inner.feeds.iter().filter(|(id, feed)| feed.side == Side::Front && **id != lead.id);
+            front.map(|(id, _)| *id).collect()
+        };
+        self.give(lead, page);
+        for id in others {
+            self.give_in_time(id, page).await;
+        }
+    }
+
+    async fn give_in_time(&self, id: Id, page: &Arc<Page>) {
+        let (wait, left) = {
+            let mut inner = self.lock();
+            let Some(feed) = inner.feeds.get_mut(&id) else { return };
+            if let Some(room) = try_room(id, feed, page) {
+                feed.waited = Duration::ZERO;
+                drop(inner);
+                self.give(room, page);
+                return;
+            }
+            (room(id, feed, cost(page)), PATIENCE.saturating_sub(feed.waited))
+        };
+        let begun = Instant::now();
+        let found = tokio::time::timeout(left, wait).await;
+        let mut inner = self.lock();
+        let Some(feed) = inner.feeds.get_mut(&id) else { return };
+        feed.waited += begun.elapsed();
+        if let Ok(Some(room)) = found {
+            drop(inner);
+            self.give(room, page);
+            return;
+        }
+        feed.go(Side::Behind);
+        feed.metrics.let_go.inc();
+        drop(inner);
+        self.changed.notify_waiters();
+    }
+
+    /// Gives a page that was read after `from` to the lane that is behind, and to others there that it serves too;
+    /// these are returned.
+    pub(super) fn hand_behind(&self, page: &Arc<Page>, from: Option<&SequenceNumber>, to: Room) -> Vec<Id> {
+        let Some(last) = page.changes.last() else { return Vec::new() };
+        let within = |feed: &Feed| {
+            let at = feed.cursor.sequence.as_ref();
+            feed.side == Side::Behind && at >= from && at < Some(&last.sequence)
+        };
+        let rooms: Vec<Room> = {
+            let inner = self.lock();
+            let served = inner.feeds.iter().filter(|(id, feed)| **id != to.id && within(feed));
+            served.filter_map(|(id, feed)| try_room(*id, feed, page)).collect()
+        };
+        self.give(to, page);
+        let ids = rooms.iter().map(|room| room.id).collect();
+        rooms.into_iter().for_each(|room| self.give(room, page));
+        ids
+    }
+
+    fn give(&self, room: Room, page: &Arc<Page>) {
+        let Room { id, slot, mut memory } = room;
+        memory.shrink(cost(page));
+        if let (Some(feed), Some(last)) = (self.lock().feeds.get_mut(&id), page.changes.last()) {
+            let cursor = (Some(last.sequence.clone()), Some(last.created));
+            (feed.cursor.sequence, feed.cursor.created) = cursor;
+            feed.cursor.suspect = false;
+        }
+        slot.send(Handed { page: Arc::clone(page), memory });
+    }
+
+    /// Takes a lane back to the front, when it has reached it.
+    pub(super) fn rejoin(&self, id: Id) -> bool {
+        let mut inner = self.lock();
+        let Some(feed) = inner.feeds.get(&id) else { return false };
+        if !inner.reached(&feed.cursor) {
+            return false;
+        }
+        if let Some(feed) = inner.feeds.get_mut(&id) {
+            feed.go(Side::Front);
+        }
+        drop(inner);
+        self.changed.notify_waiters();
+        true
+    }
+
+    /// The lane gets no more pages.
+    pub(super) fn close(&self, id: Id, why: Closed) {
+        let mut inner = self.lock();
+        if inner.feeds.remove(&id).is_some() {
+            inner.closed.insert(id, why);
+        }
+        drop(inner);
+        self.changed.notify_waiters();
+    }
+
+    /// The front is not read any more: the lanes there get no more pages.
+    pub(super) fn close_front(&self, why: Closed) {
+        self.close_all(why, |feed| feed.side == Side::Front);
+    }
+
+    /// No lane gets any more pages.
+    pub(super) fn drain(&self) {
+        self.close_all(Closed::Drained, |_| true);
+    }
+
+    fn close_all(&self, why: Closed, which: impl Fn(&Feed) -> bool) {
+        let mut inner = self.lock();
+        let Inner { feeds, closed, open, .. } = &mut *inner;
+        *open = false;
+        feeds.retain(|id, feed| {
+            let close = which(feed);
+            if close {
+                closed.insert(*id, why);
+            }
+            !close
+        });
+        drop(inner);
+        self.changed.notify_waiters();
+    }
+
+    /// Why a lane gets no more pages; `None` while it does.
+    pub(super) fn closed(&self, id: Id) -> Option<Closed> {
+        self.lock().closed.get(&id).copied()
+    }
+
+    /// Whether a lane is behind.
+    pub(super) fn is_behind(&self, id: Id) -> bool {
+        self.lock().feeds.get(&id).is_some_and(|feed| feed.side == Side::Behind)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn reached(&self, cursor: &Cursor) -> bool {
+        self.open && cursor.sequence >= self.front
+    }
+}
+
+/// Bytes that a page takes, about: decoded, changes are about twice their encoded size.
+fn cost(page: &Page) -> usize {
+    page.changes.iter().map(|change| 2 * change.size + 512).sum()
+}
+
+fn room(id: Id, feed: &Feed, bytes: usize) -> BoxFuture<'static, Option<Room>> {
+    let (pages, memory) = (feed.pages.clone(), feed.memory.clone());
+    Box::pin(async move {
+        let slot = pages.reserve_owned().await.ok()?;
+        let memory = memory.reserve(bytes).await;
+        Some(Room { id, slot, memory })
+    })
+}
+
+fn try_room(id: Id, feed: &Feed, page: &Page) -> Option<Room> {
+    let slot = feed.pages.clone().try_reserve_owned().ok()?;
+    let memory = feed.memory.try_reserve(cost(page))?;
+    Some(Room { id, slot, memory })
+}

@@ -1,0 +1,237 @@
+//! Reading one shard for its lanes: one reader at the front, and a second one for lanes that are behind.
+//!
+//! Two readers a shard at most, whatever the number of peers, as AWS allows. Neither asks for a page before a lane has
+//! room for it.
+
+use super::feeds::{Closed, Cursor, Feeds, Id, Room, Side};
+use crate::change::{Change, SequenceNumber};
+use crate::config::OnGap;
+use crate::failure::{Action, Class, Failure};
+use crate::gaps::Gap;
+use crate::lane::Page;
+use crate::lease::plan::Take;
+use crate::retry::{self, GaveUp, Pauses, Policy};
+use crate::route::Route;
+use crate::stream::reader::{Place, Read, ReadError, Reader};
+use crate::telemetry::board::ShardStatus;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+/// Reads one shard.
+pub(super) struct Reading<'a> {
+    pub(super) route: &'a Route,
+    pub(super) shard: &'a Arc<str>,
+    pub(super) take: &'a Take,
+    pub(super) feeds: &'a Feeds,
+    pub(super) status: &'a ShardStatus,
+    /// Ends when reading must stop.
+    pub(super) drain: &'a CancellationToken,
+}
+
+/// One of the two readers.
+struct Hand {
+    reader: Reader,
+    pauses: Pauses,
+    /// When the last record that was read was created.
+    last: Option<SystemTime>,
+    suspect: bool,
+}
+
+/// How a page went.
+enum Paged {
+    /// It is handed out; whether it was empty, and to whom else it went.
+    Read { empty: bool, others: Vec<Id> },
+    /// It was not read; after this pause it may be.
+    Later(Duration),
+    /// No more pages.
+    Closed(Closed),
+}
+
+impl Reading<'_> {
+    /// Reads at the front until the shard ends or reading stops. Then the lanes there are closed.
+    pub(super) async fn front(&self) {
+        let cursor = self.feeds.front().unwrap_or(Cursor { sequence: None, created: None, suspect: false });
+        let mut hand = self.hand(cursor);
+        let mut wait = self.route.read.min_interval;
+        while let Some(room) = self.feeds.room(Side::Front).await {
+            let begun = Instant::now();
+            let span = tracing::debug_span!("page", reader = "front");
+            match self.page(&mut hand, room, Side::Front).instrument(span).await {
+                Paged::Read { empty, .. } => {
+                    let (min, idle) = (self.route.read.min_interval, self.route.read.idle_interval);
+                    wait = if empty { (wait * 2).min(idle).max(min) } else { min };
+                    let pause = self.route.jitter.around(wait).max(min).saturating_sub(begun.elapsed());
+                    tokio::time::sleep(pause).await;
+                }
+                Paged::Later(pause) => tokio::time::sleep(pause).await,
+                Paged::Closed(why) => self.feeds.close_front(why),
+            }
+        }
+        self.status.reading_ended();
+    }
+
+    /// Reads for the lanes that are behind, one page of one of them at a time.
+    pub(super) async fn behind(&self) {
+        let mut hands: BTreeMap<Id, Hand> = BTreeMap::new();
+        while let Some(room) = self.feeds.room(Side::Behind).await {
+            let id = room.id;
+            let Some(cursor) = self.feeds.cursor(id) else { continue };
+            let hand = hands.entry(id).or_insert_with(|| self.hand(cursor));
+            let begun = Instant::now();
+            let span = tracing::debug_span!("page", reader = "behind");
+            let pause = match self.page(hand, room, Side::Behind).instrument(span).await {
+                Paged::Read { others, .. } => {
+                    for other in others {
+                        // It stands elsewhere now.
+                        hands.remove(&other);
+                        self.feeds.rejoin(other);
+                    }
+                    if self.feeds.rejoin(id) {
+                        hands.remove(&id);
+                        tracing::debug!(lane = id, "a lane has caught up");
+                    }
+                    self.route.read.min_interval.saturating_sub(begun.elapsed())
+                }
+                Paged::Later(pause) => pause,
+                Paged::Closed(why) => {
+                    hands.remove(&id);
+                    self.feeds.close(id, why);
+                    Duration::ZERO
+                }
+            };
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    fn hand(&self, cursor: Cursor) -> Hand {
+        let place = match (cursor.sequence, self.route.rules.not_before) {
+            (Some(sequence), _) => Place::After(sequence),
+            (None, Some(time)) if self.take.seen.initial => Place::At(time),
+            (None, _) => Place::TrimHorizon,
+        };
+        let reader = Reader::new(
+            self.route.streams.clone(),
+            Arc::clone(&self.route.stream),
+            Arc::clone(self.shard),
+            Arc::clone(&self.route.stamp),
+            place,
+        );
+        let pauses = Pauses::new(Policy::FOREVER, self.route.jitter.clone());
+        Hand { reader, pauses, last: cursor.created, suspect: cursor.suspect }
+    }
+
+    /// Reads one page and hands it out: to `room`, and to others on the same side.
+    async fn page(&self, hand: &mut Hand, room: Room, side: Side) -> Paged {
+        if std::mem::take(&mut hand.suspect)
+            && let Some(closed) = self.gap(None, false, hand).await
+        {
+            return Paged::Closed(closed);
+        }
+        let read = match hand.reader.read().await {
+            Ok(read) => read,
+            Err(error) => {
+                drop(room);
+                return self.failed(error, hand).await;
+            }
+        };
+        hand.pauses.reset();
+        self.status.read();
+        let Read { changes, end } = read;
+        let empty = changes.is_empty();
+        let mut others = Vec::new();
+        self.count(&changes);
+        if !empty {
+            let from = self.feeds.cursor(room.id).and_then(|cursor| cursor.sequence);
+            let page = Arc::new(Page { changes });
+            hand.last = page.changes.last().map(|change| change.created);
+            match side {
+                Side::Front => self.feeds.hand_out(&page, room).await,
+                Side::Behind => others = self.feeds.hand_behind(&page, from.as_ref(), room),
+            }
+        }
+        if end { Paged::Closed(Closed::Ended) } else { Paged::Read { empty, others } }
+    }
+
+    fn count(&self, changes: &[Change]) {
+        let (metrics, route) = (&self.route.metrics, &*self.route.name);
+        let Some(newest) = changes.last() else {
+            metrics.pages.with_label_values(&[route, "empty"]).inc();
+            return;
+        };
+        metrics.pages.with_label_values(&[route, "full"]).inc();
+        metrics.records_read.with_label_values(&[route]).inc_by(changes.len() as u64);
+        let age = self.route.clock.now().duration_since(newest.created).unwrap_or_default();
+        metrics.read_lag.with_label_values(&[route]).observe(age.as_secs_f64());
+        tracing::trace!(changes = changes.len(), "page");
+    }
+
+    async fn failed(&self, error: ReadError, hand: &mut Hand) -> Paged {
+        let closed = match error {
+            // Nothing was read yet, and nothing was expected: the oldest record is another one by now.
+            ReadError::Trimmed { after: None } => {
+                hand.reader.seek(Place::TrimHorizon);
+                None
+            }
+            ReadError::Trimmed { after } => self.gap(after, false, hand).await,
+            ReadError::Gone => self.gap(None, true, hand).await,
+            ReadError::Undecodable(error) => Some(self.stop("undecodable", &error.to_string())),
+            ReadError::Unreadable(error) => Some(self.stop("undecodable", &error.to_string())),
+            ReadError::Call(failure) => {
+                self.route.metrics.retried(&self.route.name, "stream", failure.class);
+                let action = match failure.class {
+                    Class::IteratorExpired => Action::RetrySoon,
+                    class => class.insist(),
+                };
+                self.status.read_failed(&failure);
+                return Paged::Later(hand.pauses.next(action).unwrap_or(Policy::FOREVER.slow));
+            }
+        };
+        closed.map_or(Paged::Later(Duration::ZERO), Paged::Closed)
+    }
+
+    /// Records are gone: says which, keeps that, and goes on from the oldest that is left or stops as configured.
+    async fn gap(&self, after: Option<SequenceNumber>, gone: bool, hand: &mut Hand) -> Option<Closed> {
+        let nothing_read = self.take.starts.values().all(|start| start.sequence.is_none());
+        if gone && nothing_read && self.take.seen.initial && !self.take.suspect {
+            tracing::warn!(
+                "the shard aged out before it was read for the first time; the route starts after it"
+            );
+            return Some(Closed::Ended);
+        }
+        hand.reader.seek(Place::TrimHorizon);
+        let rest = if gone { None } else { hand.reader.read().await.ok() };
+        let to = rest.as_ref().and_then(|read| read.changes.first()).map(|change| change.created);
+        // What is left is read again in its turn.
+        hand.reader.seek(Place::TrimHorizon);
+        let after = after.map_or_else(|| "the last checkpoint".to_owned(), |after| after.to_string());
+        let gap = Gap { shard: self.shard.to_string(), after, from: hand.last, to };
+        self.route.metrics.gaps.with_label_values(&[&self.route.name]).inc();
+        tracing::error!(
+            %gap,
+            on_gap = ?self.route.on_gap,
+            "DATA IS MISSING at the peers: compare the members and copy what differs"
+        );
+        let keep = || self.route.gaps.keep(&self.route.name, &gap);
+        let notice = |failure: &Failure, _| {
+            self.route.metrics.retried(&self.route.name, "state", failure.class);
+        };
+        match retry::run(Policy::FOREVER, &self.route.jitter, self.drain, notice, keep).await {
+            Ok(()) => {}
+            Err(GaveUp::Failed(_) | GaveUp::Cancelled) => return Some(Closed::Drained),
+        }
+        if self.route.on_gap == OnGap::Stop {
+            return Some(self.stop("gap", &gap.to_string()));
+        }
+        gone.then_some(Closed::Ended)
+    }
+
+    fn stop(&self, reason: &'static str, why: &str) -> Closed {
+        self.status.stopped(why);
+        tracing::error!(reason, why, "the shard stops here and waits for an operator; other shards go on");
+        Closed::Stopped(reason)
+    }
+}
