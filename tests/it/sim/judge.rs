@@ -20,6 +20,8 @@ use tokio::time::Instant;
 
 pub(super) const STATE: &str = "state";
 const STAMP: &str = "shardwalker";
+/// How long records stay in a stream.
+const RETENTION_MS: u64 = 24 * 3_600_000;
 /// With its other attributes an item may have 400 KB, but not with a stamp.
 const LARGE: usize = 400 * 1024 - 50;
 
@@ -88,6 +90,8 @@ struct Source {
     shards: BTreeMap<String, Shard>,
     /// The version of each write, by the number that is in its content.
     versions: BTreeMap<u64, Version>,
+    may_have_gaps: bool,
+    must_have_gaps: bool,
 }
 
 #[derive(Default)]
@@ -102,6 +106,9 @@ struct Record {
     key: String,
     version: Version,
     put: bool,
+    created_ms: u64,
+    /// It aged out before every peer had it, as far as the leases say.
+    lost: bool,
 }
 
 /// One peer, as its route's lanes have left it.
@@ -135,6 +142,7 @@ impl At {
             true if reached(self.tombstone) => Fate::Superseded,
             false if reached(self.deleted) => Fate::Applied,
             false if self.highest.is_some_and(|highest| highest > record.version) => Fate::Superseded,
+            _ if record.lost => Fate::Lost,
             _ => Fate::Open,
         }
     }
@@ -195,6 +203,8 @@ impl Judge {
             last: BTreeMap::new(),
             shards: BTreeMap::new(),
             versions: BTreeMap::new(),
+            may_have_gaps: false,
+            must_have_gaps: false,
         });
         for (name, arn) in peers {
             let table = Arn::parse(arn).unwrap();
@@ -272,7 +282,8 @@ impl Judge {
     }
 
     fn take_down(&mut self, route: usize, number: u64, key: &str, put: bool) -> Option<(String, Record)> {
-        let created = self.sandbox.clock().now_ms() / 1000 * 1000;
+        let created_ms = self.sandbox.clock().now_ms();
+        let created = created_ms / 1000 * 1000;
         let source = &mut self.sources[route];
         let shards = self.sandbox.shards(&source.arn).unwrap();
         for shard in &shards {
@@ -287,7 +298,7 @@ impl Judge {
         let (shard, sequence) = new?;
         let hlc = source.hlc(&shard).next().max(Hlc::from_millis(created));
         let version = Version::new(hlc, u8::try_from(route).unwrap() + 1);
-        let record = Record { sequence, key: key.to_owned(), version, put };
+        let record = Record { sequence, key: key.to_owned(), version, put, created_ms, lost: false };
         source.shards.get_mut(&shard)?.records.push(record.clone());
         source.last.insert(key.to_owned(), (version, put));
         source.versions.insert(number, version);
@@ -457,11 +468,43 @@ impl Judge {
         }
     }
 
+    /// Time has passed: records that were not done before have aged out.
+    pub(super) fn age(&mut self) {
+        let horizon = self.sandbox.clock().now_ms() - RETENTION_MS;
+        let begun = self.state_rows("route#").next().is_some();
+        for route in 0..self.sources.len() {
+            let names: Vec<String> =
+                self.peers.iter().filter(|peer| peer.route == route).map(|peer| peer.name.clone()).collect();
+            let source = &mut self.sources[route];
+            for (id, shard) in &mut source.shards {
+                for record in shard.records.iter_mut().filter(|record| record.created_ms <= horizon) {
+                    let saved = |name: &String| self.checkpoints.get(&(id.clone(), name.clone())).copied();
+                    record.lost = !names
+                        .iter()
+                        .map(saved)
+                        .map(Option::unwrap_or_default)
+                        .all(|saved| saved.done || saved.sequence >= Some(record.sequence));
+                    // What was there before the route began was never promised.
+                    source.must_have_gaps |= record.lost && begun;
+                }
+            }
+            source.may_have_gaps = true;
+        }
+    }
+
+    fn state_rows(&self, prefix: &'static str) -> impl Iterator<Item = Value> + use<> {
+        let (account, region) = &self.home;
+        let state = format!("arn:aws:dynamodb:{region}:{account}:table/{STATE}");
+        let rows = self.sandbox.items(&state).unwrap_or_default();
+        rows.into_iter().filter(move |row| row["pk"]["S"].as_str().is_some_and(|pk| pk.starts_with(prefix)))
+    }
+
     // ---- the end --------------------------------------------------------------------------------------------
 
     /// Whether every record of a shard is done at every peer of its route, as far as the leases say.
     fn settled(&self, route: usize, shard: &str, open: bool) -> bool {
-        let last = self.sources[route].records(shard).last().map(|record| record.sequence);
+        let kept = self.sources[route].records(shard).iter().rfind(|record| !record.lost);
+        let last = kept.map(|record| record.sequence);
         self.peers.iter().filter(|peer| peer.route == route).all(|peer| {
             let saved = self.checkpoints.get(&(shard.to_owned(), peer.name.clone())).copied();
             let saved = saved.unwrap_or_default();
@@ -498,7 +541,7 @@ impl Judge {
             for (key, (version, put)) in &source.last {
                 let last = put.then_some(*version);
                 let (item, stamp) = found.remove(key).unzip();
-                if peer.keys.get(key).is_some_and(|at| !at.letters.is_empty()) {
+                if peer.keys.get(key).is_some_and(|at| !at.letters.is_empty()) || source.lost(key, *version) {
                     continue;
                 }
                 let stamp = stamp.flatten();
@@ -537,12 +580,15 @@ impl Judge {
                 }
             }
         }
-        let (account, region) = &self.home;
-        let state = format!("arn:aws:dynamodb:{region}:{account}:table/{STATE}");
-        for row in self.sandbox.items(&state).unwrap_or_default() {
-            let pk = row["pk"]["S"].as_str().unwrap_or_default();
-            if pk.starts_with("gaps#") {
-                self.fail(&format!("nothing was lost, but there is a gap: {row}"));
+        for route in 0..self.sources.len() {
+            let own = format!("gaps#r{route}");
+            let gaps: Vec<Value> =
+                self.state_rows("gaps#").filter(|row| row["pk"]["S"] == own.as_str()).collect();
+            let source = &self.sources[route];
+            if let Some(gap) = gaps.first().filter(|_| !source.may_have_gaps) {
+                self.fail(&format!("nothing was lost, but there is a gap: {gap}"));
+            } else if gaps.is_empty() && source.must_have_gaps {
+                self.fail("records were lost unread, and there is no gap");
             }
         }
     }
@@ -562,6 +608,13 @@ impl Source {
     /// What was written to a shard; nothing when no write was seen since it was opened.
     fn records(&self, shard: &str) -> &[Record] {
         self.shards.get(shard).map_or(&[], |known| &known.records)
+    }
+
+    /// Whether the record of this version of a key was lost.
+    fn lost(&self, key: &str, version: Version) -> bool {
+        let mut records = self.shards.values().flat_map(|shard| &shard.records);
+        self.may_have_gaps
+            && records.any(|record| record.key == key && record.version == version && record.lost)
     }
 
     /// The clock after a shard's last record, or after its parents' when it has none.

@@ -70,6 +70,9 @@ fn explore(seeds: impl Iterator<Item = u64> + Send, sabotage: Option<Sabotage>) 
                     let Some(seed) = seeds.lock().unwrap().next() else { break };
                     let outcome = one(seed, sabotage);
                     figures.add(&outcome);
+                    if figures.runs.load(Ordering::Relaxed) % 100 == 0 {
+                        eprintln!("{figures:?}");
+                    }
                     if outcome.violation.is_some() {
                         failed.lock().unwrap().get_or_insert(outcome);
                     }
@@ -150,10 +153,11 @@ fn a_seed_runs_the_same_twice() {
     }
 }
 
-/// The simulation can fail: without a rule of the protocol, some seed below 100 does.
+/// The simulation can fail: without a rule of the protocol, some seed below 100 does. (The ledger is not among them:
+/// on one-way routes it is the second line behind the fence, and what gets past that is in `standstill`.)
 #[test]
 fn without_a_rule_some_seed_diverges() {
-    for sabotage in [Sabotage::NoLedger, Sabotage::NoConditions, Sabotage::NoFencing, Sabotage::NoParents] {
+    for sabotage in [Sabotage::NoConditions, Sabotage::NoFencing, Sabotage::NoParents] {
         let found = explore(1..100, Some(sabotage));
         let outcome = found.expect_err(&format!("{sabotage:?} must be found"));
         eprintln!("{sabotage:?}: seed {}: {}", outcome.seed, outcome.violation.unwrap());

@@ -28,8 +28,6 @@ use tokio::time::sleep;
 /// A rule that is switched off, from outside of the code that keeps it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sabotage {
-    /// The tombstones are not found.
-    NoLedger,
     /// Writes to the peers take effect whatever stands there.
     NoConditions,
     /// Changes of a lease take effect whoever holds it.
@@ -194,7 +192,7 @@ impl Sabotage {
         let spoilt = match self {
             Self::NoConditions => seen.is_member_write() && about_stamps,
             Self::NoFencing => seen.is_lease_change(),
-            Self::NoLedger | Self::NoParents => false,
+            Self::NoParents => false,
         };
         let Some(condition) = seen.body["ConditionExpression"].as_str().filter(|_| spoilt) else { return };
         // Still there, so that its names and values are used.
@@ -204,17 +202,14 @@ impl Sabotage {
     }
 
     fn spoil_answer(self, seen: &Request, response: &mut HttpResponse) {
+        if self != Self::NoParents || seen.operation != "DescribeStream" || !response.status().is_success() {
+            return;
+        }
         let body: Option<Value> =
             response.body().bytes().and_then(|bytes| serde_json::from_slice(bytes).ok());
-        let Some(mut body) = body.filter(|_| response.status().is_success()) else { return };
-        match (self, seen.operation.as_str()) {
-            (Self::NoLedger, "BatchGetItem") => body["Responses"] = json!({}),
-            (Self::NoParents, "DescribeStream") => {
-                for shard in body["StreamDescription"]["Shards"].as_array_mut().unwrap() {
-                    shard.as_object_mut().unwrap().remove("ParentShardId");
-                }
-            }
-            _ => return,
+        let Some(mut body) = body else { return };
+        for shard in body["StreamDescription"]["Shards"].as_array_mut().into_iter().flatten() {
+            shard.as_object_mut().map(|shard| shard.remove("ParentShardId"));
         }
         *response.body_mut() = SdkBody::from(body.to_string());
     }

@@ -69,6 +69,8 @@ pub(super) enum Event {
     Resume {
         worker: usize,
     },
+    /// All workers crash, and come back when all that was in the streams has aged out.
+    Outage,
     /// A peer refuses all writes from now on, or no more.
     Deny {
         route: usize,
@@ -117,6 +119,9 @@ impl Plan {
         streams(draw, routes.len(), length, &mut events);
         crews(draw, workers, length, &mut events);
         denials(draw, &routes, length, &mut events);
+        if draw.random_ratio(1, 20) {
+            events.push((at(draw, length), Event::Outage));
+        }
         // Stable: what has the same time stays in the order in which it was drawn.
         events.sort_by_key(|(at, _)| *at);
         Self {
@@ -135,6 +140,13 @@ impl Plan {
                 held: *[0.0, 0.005, 0.02].choose(draw).unwrap(),
             },
         }
+    }
+}
+
+impl Plan {
+    /// Whether records are lost unread.
+    pub(super) fn has_outage(&self) -> bool {
+        self.events.iter().any(|(_, event)| *event == Event::Outage)
     }
 }
 

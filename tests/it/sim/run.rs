@@ -24,6 +24,8 @@ use tokio_util::sync::CancellationToken;
 
 const HOME: &str = "999999999999";
 const REGION: &str = "eu-west-1";
+/// Longer than the retention of streams.
+const OUTAGE: Duration = Duration::from_secs(25 * 3600);
 /// After the last event everything must have arrived within this.
 const CATCH_UP: Duration = Duration::from_secs(600);
 /// Then all that the network still holds back lands, and nothing may come of it.
@@ -168,13 +170,15 @@ impl Stage {
 
     /// Lets everything happen, each at its time.
     async fn play(&mut self) {
-        let begun = Instant::now();
+        let mut begun = Instant::now();
         for (at, event) in self.plan.events.clone() {
             sleep_until(begun + at).await;
             if self.judge().violation.is_some() {
                 return;
             }
             self.happen(event).await;
+            // What takes its time moves what comes after it.
+            begun = begun.max(Instant::now() - at);
         }
     }
 
@@ -220,6 +224,18 @@ impl Stage {
                 if let Some(worker) = &self.workers[worker] {
                     worker.pause.resume();
                 }
+            }
+            Event::Outage => {
+                let mut back = Vec::new();
+                for (index, worker) in self.workers.iter_mut().enumerate() {
+                    if let Some(mut gone) = worker.take() {
+                        gone.task.abort_all().await;
+                        back.push(index);
+                    }
+                }
+                sleep(OUTAGE).await;
+                self.judge().age();
+                back.into_iter().for_each(|worker| self.start(worker, 0));
             }
             Event::Deny { route, peer } => {
                 self.denied.insert((route, peer));
@@ -290,6 +306,9 @@ impl Stage {
             let names: Vec<_> = peers.iter().map(|(name, _)| format!("\"{name}\"")).collect();
             let to = names.join(", ");
             let _ = write!(text, "[[route]]\nname = \"r{route}\"\nfrom = \"s{route}\"\nto = [{to}]\n");
+            if self.plan.has_outage() {
+                text.push_str("on_gap = \"continue\"\n");
+            }
         }
         Config::parse(&text, "sim.toml", &|_| None).unwrap_or_else(|report| panic!("{report}"))
     }
