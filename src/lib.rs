@@ -59,6 +59,7 @@ pub mod starts;
 pub mod state;
 pub mod status;
 pub mod stream;
+pub mod tables;
 pub mod task;
 pub mod telemetry;
 mod transact;

@@ -22,6 +22,7 @@ use crate::route::Route;
 use crate::starts::{self, Begun};
 use crate::state::{StateError, StateTable};
 use crate::stream::list::Lister;
+use crate::tables::{Watch, Watched};
 use crate::task::Tasks;
 use crate::telemetry::board::Board;
 use crate::telemetry::http::{self, Admin};
@@ -102,6 +103,7 @@ pub struct Service {
     keeper: Keeper,
     clock: Clock,
     jitter: Jitter,
+    watch: Watch,
     replicators: Vec<Replicator>,
     board: Board,
     metrics: Metrics,
@@ -153,8 +155,18 @@ impl Service {
         let (gates, keeper) = Gates::new(config.lanes(), controls.clone());
         gates.apply(&controls.rows().await.map_err(ServiceError::Rows)?);
         board.has(gates.clone(), options.clock);
+        let watch = Watch {
+            tables: watched(&config, &aws).await,
+            state: state.clone(),
+            gaps: Gaps::new(state.clone(), options.clock),
+            gates: gates.clone(),
+            clock: options.clock,
+            metrics: metrics.clone(),
+        };
+        watch.look().await;
         let mut service = Self {
             heart,
+            watch,
             keeper,
             clock: options.clock,
             jitter: jitter.clone(),
@@ -333,7 +345,8 @@ impl Service {
     /// [`ServiceError::Rows`] when this worker could not show itself even once;
     /// [`ServiceError::Grace`] when the work did not end in time.
     pub async fn run(self) -> Result<(), ServiceError> {
-        let Self { config, heart, keeper, clock, jitter, replicators, board, metrics, admin, drain } = self;
+        let Self { config, heart, keeper, watch, clock, jitter, replicators, board, metrics, admin, drain } =
+            self;
         let stop_heart = CancellationToken::new();
         let stop_admin = CancellationToken::new();
         let mut helpers = Tasks::new();
@@ -356,6 +369,7 @@ impl Service {
         helpers.spawn(keeper.run(jitter.clone(), stop_heart.clone()));
         let loss = TimeToLoss::new(board.clone(), metrics.clone(), clock);
         helpers.spawn(loss.run(stop_heart.clone()));
+        helpers.spawn(watch.run(stop_heart.clone()));
         let mut routes = Tasks::new();
         let waiting = Arc::new(AtomicUsize::new(replicators.len()));
         for replicator in replicators {
@@ -379,6 +393,23 @@ impl Service {
         }
         in_time.map_err(|_| ServiceError::Grace(config.grace))
     }
+}
+
+/// The tables of all routes' members.
+async fn watched(config: &Config, aws: &Aws) -> Vec<Watched> {
+    let mut tables = Vec::new();
+    for route in &config.routes {
+        for member in std::iter::once(&route.from).chain(&route.to).map(|index| &config.members[*index]) {
+            tables.push(Watched {
+                route: route.name.clone(),
+                on_gap: route.on_gap,
+                member: member.name.clone(),
+                table: member.arn.to_string(),
+                client: aws.clients(&member.access).await.tables,
+            });
+        }
+    }
+    tables
 }
 
 struct Shared<'a> {
