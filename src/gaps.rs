@@ -5,8 +5,11 @@
 
 use crate::clock::Clock;
 use crate::failure::Failure;
-use crate::state::{PK, SK, StateTable, text};
+use crate::state::{Row, SK, StateTable, get_text, key, text};
+use crate::status;
 use std::time::SystemTime;
+
+const SETTLED: &str = "settled";
 
 /// A range of records that nobody will ever read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,26 +51,70 @@ impl Gaps {
         Self { state, clock }
     }
 
-    /// Keeps a gap. Keeping it again changes nothing but the time at which it was found.
+    /// Keeps a gap. Keeping it again changes nothing but the time at which it was found: what was settled stays so.
     ///
     /// # Errors
     /// The failure of the call.
     pub async fn keep(&self, route: &str, gap: &Gap) -> Result<(), Failure> {
-        self.state
-            .call("PutItem")
-            .put_item()
-            .table_name(self.state.name())
-            .item(PK, text(format!("gaps#{route}")))
-            .item(SK, text(format!("{}#{}", gap.shard, gap.after)))
-            .item("shard", text(&gap.shard))
-            .item("after", text(&gap.after))
-            .item("from", text(time(gap.from, "unknown")))
-            .item("to", text(time(gap.to, "unknown")))
-            .item("found", text(time(Some(self.clock.now()), "")))
-            .send()
-            .await?;
+        let mut update = self.state.call("UpdateItem").update_item().table_name(self.state.name());
+        update = update.set_key(Some(key(&partition(route), &format!("{}#{}", gap.shard, gap.after))));
+        let fields = [
+            ("shard", gap.shard.clone()),
+            ("after", gap.after.clone()),
+            ("from", time(gap.from, "unknown")),
+            ("to", time(gap.to, "unknown")),
+            ("found", time(Some(self.clock.now()), "")),
+        ];
+        for (name, value) in &fields {
+            update = update
+                .expression_attribute_names(format!("#{name}"), *name)
+                .expression_attribute_values(format!(":{name}"), text(value));
+        }
+        let sets = fields.map(|(name, _)| format!("#{name} = :{name}"));
+        update.update_expression(format!("SET {}", sets.join(", "))).send().await?;
         Ok(())
     }
+
+    /// The gaps of a route, in the order of their shards.
+    ///
+    /// # Errors
+    /// The failure of the call.
+    pub async fn list(&self, route: &str) -> Result<Vec<status::Gap>, Failure> {
+        let rows = self.state.rows(&partition(route), "", &[]).await?;
+        let gap = |row: &Row| {
+            let field = |name| get_text(row, name).unwrap_or("unknown").to_owned();
+            let settled = get_text(row, SETTLED).map(str::to_owned);
+            let (shard, after, from) = (field("shard"), field("after"), field("from"));
+            status::Gap { shard, after, from, to: field("to"), found: field("found"), settled }
+        };
+        Ok(rows.iter().map(gap).collect())
+    }
+
+    /// An operator has made up for the gaps of a route; they stay, and say so. Gives how many were not settled.
+    ///
+    /// # Errors
+    /// The failure of a call; settling again is harmless.
+    pub async fn settle(&self, route: &str, by: &str) -> Result<usize, Failure> {
+        let (pk, now) = (partition(route), time(Some(self.clock.now()), ""));
+        let mut settled = 0;
+        for row in self.state.rows(&pk, "", &[]).await? {
+            let Some(sk) = get_text(&row, SK).filter(|_| !row.contains_key(SETTLED)) else { continue };
+            let update = self.state.call("UpdateItem").update_item().table_name(self.state.name());
+            update
+                .set_key(Some(key(&pk, sk)))
+                .update_expression("SET #settled = :settled")
+                .expression_attribute_names("#settled", SETTLED)
+                .expression_attribute_values(":settled", text(format!("{now} by {by}")))
+                .send()
+                .await?;
+            settled += 1;
+        }
+        Ok(settled)
+    }
+}
+
+fn partition(route: &str) -> String {
+    format!("gaps#{route}")
 }
 
 fn time(at: Option<SystemTime>, unknown: &str) -> String {

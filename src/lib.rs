@@ -17,7 +17,7 @@
 //! [`starts`] the time when a route began. [`access`] finds out what is allowed, and names the statement that is
 //! missing. [`aws`] makes the clients, [`failure`] says what an error means, [`retry`] tries again, [`limit`] keeps
 //! to a rate. [`clock`], [`task`] and [`shutdown`] are the only places that touch time, tasks and signals.
-//! [`telemetry`] shows what goes on. [`cli`] is the command line.
+//! [`telemetry`] shows what goes on in a process, [`status`] in all of them. [`cli`] is the command line.
 #![cfg_attr(
     feature = "sandbox",
     doc = "\nWith the feature `sandbox` (on by default) there are also AWS accounts within the process, [`sandbox`], and the [`demo`] on them."
@@ -32,9 +32,12 @@ pub mod change;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod connect;
+pub mod control;
 pub mod dead_letters;
 pub mod failure;
 pub mod gaps;
+pub mod guard;
 pub mod invariants;
 pub mod item;
 pub mod json;
@@ -42,6 +45,7 @@ pub mod lane;
 pub mod lease;
 pub mod ledger;
 pub mod limit;
+pub mod loss;
 pub mod memory;
 pub mod peer;
 pub mod replicator;
@@ -53,9 +57,11 @@ pub mod service;
 pub mod shutdown;
 pub mod starts;
 pub mod state;
+pub mod status;
 pub mod stream;
 pub mod task;
 pub mod telemetry;
+mod transact;
 pub mod version;
 pub mod walker;
 

@@ -1,7 +1,7 @@
 //! Rates: a fixed budget of calls, and one that adapts to a peer's throttling.
 //!
-//! [`Rate`] is a token bucket in tokio's time. [`Adaptive`] is unlimited until the peer throttles; then it
-//! falls below what got through and rises again step by step while writes succeed.
+//! [`Rate`] is a token bucket in tokio's time. [`Adaptive`] has no limit but a configured one until the peer
+//! throttles; then it falls below what got through and rises again step by step while writes succeed.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -48,6 +48,8 @@ impl Bucket {
 /// A limit on the writes to one peer that backs off on throttling and recovers.
 #[derive(Debug)]
 pub struct Adaptive {
+    /// The configured limit.
+    most: Option<Rate>,
     state: Mutex<State>,
 }
 
@@ -73,23 +75,20 @@ const FLOOR: f64 = 5.0;
 /// When the limit is this many times what is asked for, it is lifted.
 const LIFT: f64 = 4.0;
 
-impl Default for Adaptive {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Adaptive {
-    /// Unlimited until the first throttle.
+    /// Nothing but `most` writes a second, if that, until the first throttle.
     #[must_use]
-    pub fn new() -> Self {
+    pub fn new(most: Option<f64>) -> Self {
         let state =
             State { bucket: None, window: Instant::now(), successes: 0, achieved: 0.0, last_cut: None };
-        Self { state: Mutex::new(state) }
+        Self { most: most.map(Rate::new), state: Mutex::new(state) }
     }
 
     /// Waits for a turn.
     pub async fn turn(&self) {
+        if let Some(most) = &self.most {
+            most.turn().await;
+        }
         let start = lock(&self.state).bucket.as_mut().map(|bucket| bucket.book(WINDOW));
         if let Some(start) = start {
             tokio::time::sleep_until(start).await;
@@ -121,7 +120,12 @@ impl Adaptive {
     /// The limit in writes a second; `None` while there is none.
     #[must_use]
     pub fn limit(&self) -> Option<f64> {
-        lock(&self.state).bucket.as_ref().map(|bucket| bucket.per_second)
+        let most = self.most.as_ref().map(|rate| lock(&rate.bucket).per_second);
+        let adapted = lock(&self.state).bucket.as_ref().map(|bucket| bucket.per_second);
+        match (most, adapted) {
+            (Some(most), Some(adapted)) => Some(most.min(adapted)),
+            (most, adapted) => most.or(adapted),
+        }
     }
 }
 
@@ -196,8 +200,19 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_configured_limit_is_never_exceeded() {
+        let limit = Adaptive::new(Some(50.0));
+        assert_eq!(limit.limit(), Some(50.0));
+        // A burst of a second's worth, then the rate.
+        let (taken, refused) = drive(&limit, 100_000, 20).await;
+        assert!((1000..=1050).contains(&taken) && refused == 0, "{taken} taken, {refused} refused");
+        drive(&limit, 10, 20).await;
+        assert!(limit.limit().is_some_and(|limit| limit < 50.0), "throttling lowers it");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn it_settles_near_the_capacity_with_few_refusals_and_recovers() {
-        let limit = Adaptive::new();
+        let limit = Adaptive::new(None);
         drive(&limit, 100, 10).await;
         let (taken, refused) = drive(&limit, 100, 30).await;
         assert!(taken > 2400, "{taken} taken of 3000");

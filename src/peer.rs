@@ -6,7 +6,9 @@
 //! crash, or by two workers at once, the result is the same.
 
 use crate::clock::Clock;
+use crate::control::Pause;
 use crate::failure::{Class, Failure};
+use crate::guard::Guard;
 use crate::item::{Item, Key};
 use crate::lease::heart::Heart;
 use crate::ledger::Ledger;
@@ -23,8 +25,8 @@ use aws_smithy_runtime_api::client::result::SdkError;
 use prometheus::IntCounter;
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
-use tokio::sync::{Mutex, Notify};
+use std::time::{Duration, SystemTime};
+use tokio::sync::{Mutex, Notify, watch};
 
 /// What became of a step at a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +74,8 @@ pub struct Peer {
     ledger: Ledger,
     heart: Option<Arc<Heart>>,
     limit: Adaptive,
+    gate: watch::Receiver<Option<Pause>>,
+    guard: Option<Guard>,
     /// Whoever holds it tries for everybody, while the peer cannot be written to.
     probe: Mutex<()>,
     recovered: Notify,
@@ -92,6 +96,12 @@ pub struct PeerParts {
     pub stamp: String,
     /// How far ahead of the clock a stamp is believed.
     pub max_drift: Duration,
+    /// Writes a second at most.
+    pub max_writes: Option<u32>,
+    /// Holds a pause while nothing new may start; `None` is never closed.
+    pub gate: Option<watch::Receiver<Option<Pause>>>,
+    /// Watches what is taken.
+    pub guard: Option<Guard>,
     /// The worker's clock.
     pub clock: Clock,
     /// The tombstones.
@@ -119,8 +129,9 @@ impl Peer {
     #[must_use]
     pub fn new(parts: PeerParts) -> Self {
         let PeerParts { name, client, table, partition_key, stamp, max_drift, .. } = parts;
-        let PeerParts { clock, ledger, heart, requests, .. } = parts;
-        let limit = Adaptive::new();
+        let PeerParts { max_writes, gate, guard, clock, ledger, heart, requests, .. } = parts;
+        let limit = Adaptive::new(max_writes.map(f64::from));
+        let gate = gate.unwrap_or_else(|| watch::channel(None).1);
         let (probe, recovered) = (Mutex::new(()), Notify::new());
         Self {
             name,
@@ -133,6 +144,8 @@ impl Peer {
             ledger,
             heart,
             limit,
+            gate,
+            guard,
             probe,
             recovered,
             requests,
@@ -145,7 +158,26 @@ impl Peer {
         &self.name
     }
 
-    /// The limit on writes that follows the peer's throttling.
+    /// Holds a pause while nothing new may be started.
+    #[must_use]
+    pub fn gate(&self) -> watch::Receiver<Option<Pause>> {
+        self.gate.clone()
+    }
+
+    /// Whether nothing new may be started.
+    #[must_use]
+    pub fn paused(&self) -> bool {
+        self.gate.borrow().is_some()
+    }
+
+    /// A lane takes a change that it will apply here: the route's guard, if there is one, counts it.
+    pub fn takes(&self, created: SystemTime, delete: bool) {
+        if let Some(guard) = &self.guard {
+            guard.takes(created, delete);
+        }
+    }
+
+    /// The limit on writes: the configured one, and below it what follows the peer's throttling.
     #[must_use]
     pub fn limit(&self) -> &Adaptive {
         &self.limit
@@ -235,6 +267,7 @@ impl Peer {
     /// # Errors
     /// Any failure but that of the condition.
     pub async fn accepts(&self, key: &Key) -> Result<(), Failure> {
+        self.limit.turn().await;
         self.requests.inc();
         let answer = self
             .client

@@ -5,6 +5,8 @@ use crate::apply::Rules;
 use crate::aws::{Aws, Base};
 use crate::clock::Clock;
 use crate::config::{self, Config, OnGap, Start};
+use crate::connect::Connector;
+use crate::control::{Controls, Gates, Keeper};
 use crate::dead_letters::DeadLetters;
 use crate::failure::Failure;
 use crate::gaps::{Gap, Gaps};
@@ -12,8 +14,8 @@ use crate::lease::heart::Heart;
 use crate::lease::table::LeaseTable;
 use crate::ledger::Ledger;
 use crate::limit::Rate;
+use crate::loss::TimeToLoss;
 use crate::memory::Memory;
-use crate::peer::{Peer, PeerParts};
 use crate::replicator::{Replicator, ReplicatorParts};
 use crate::retry::{self, GaveUp, Jitter, Policy};
 use crate::route::Route;
@@ -97,6 +99,9 @@ pub enum ServiceError {
 pub struct Service {
     config: Config,
     heart: Arc<Heart>,
+    keeper: Keeper,
+    clock: Clock,
+    jitter: Jitter,
     replicators: Vec<Replicator>,
     board: Board,
     metrics: Metrics,
@@ -143,10 +148,27 @@ impl Service {
             config.write.request_timeout,
             jitter.clone(),
         ));
-        let mut service = Self { heart, replicators: Vec::new(), board, metrics, admin, drain, config };
+        heart.publishes(board.clone());
+        let controls = Controls::new(state.clone(), options.clock);
+        let (gates, keeper) = Gates::new(config.lanes(), controls.clone());
+        gates.apply(&controls.rows().await.map_err(ServiceError::Rows)?);
+        board.has(gates.clone(), options.clock);
+        let mut service = Self {
+            heart,
+            keeper,
+            clock: options.clock,
+            jitter: jitter.clone(),
+            replicators: Vec::new(),
+            board,
+            metrics,
+            admin,
+            drain,
+            config,
+        };
         let shared = Shared {
             aws: &aws,
             ledger: Ledger::new(state.clone(), options.clock, service.config.state.tombstone_retention),
+            gates,
             state,
             clock: options.clock,
             jitter,
@@ -175,22 +197,18 @@ impl Service {
         let source = &self.config.members[route.from];
         let stream = found(route.from)?.stream.clone().ok_or(ServiceError::Stopped)?;
         let streams = shared.aws.clients(&source.access).await.streams;
+        let connector = Connector {
+            config: &self.config,
+            aws: shared.aws,
+            ledger: shared.ledger.clone(),
+            gates: Some(&shared.gates),
+            heart: Some(&self.heart),
+            clock: shared.clock,
+            metrics: &self.metrics,
+        };
         let mut peers = Vec::new();
         for &index in &route.to {
-            let member = &self.config.members[index];
-            let partition_key = found(index)?.keys.first().map(|(name, _)| name.clone()).unwrap_or_default();
-            peers.push(Arc::new(Peer::new(PeerParts {
-                name: member.name.clone(),
-                client: shared.aws.clients(&member.access).await.tables,
-                table: member.arn.to_string(),
-                partition_key,
-                stamp: route.stamp.clone(),
-                max_drift: route.max_clock_drift,
-                clock: shared.clock,
-                ledger: shared.ledger.clone(),
-                heart: Some(Arc::clone(&self.heart)),
-                requests: self.metrics.peer_requests.with_label_values(&[&route.name, &member.name]),
-            })));
+            peers.push(Arc::new(connector.peer(route, index, found(index)?).await));
         }
         // Every peer of every route gets an equal part, so that one that is down fills its own and nobody else's.
         let lanes: usize = self.config.routes.iter().map(|route| route.to.len()).sum();
@@ -229,7 +247,11 @@ impl Service {
             max_drift: route.max_clock_drift,
             read: self.config.read.clone(),
             write: self.config.write.clone(),
-            dead_letters: DeadLetters::new(shared.state.clone(), shared.clock),
+            dead_letters: DeadLetters::new(
+                shared.state.clone(),
+                shared.clock,
+                self.config.dead_letters.per_key,
+            ),
             gaps: Gaps::new(shared.state.clone(), shared.clock),
             clock: shared.clock,
             metrics: self.metrics.clone(),
@@ -311,11 +333,12 @@ impl Service {
     /// [`ServiceError::Rows`] when this worker could not show itself even once;
     /// [`ServiceError::Grace`] when the work did not end in time.
     pub async fn run(self) -> Result<(), ServiceError> {
-        let Self { config, heart, replicators, board, metrics, admin, drain } = self;
+        let Self { config, heart, keeper, clock, jitter, replicators, board, metrics, admin, drain } = self;
         let stop_heart = CancellationToken::new();
         let stop_admin = CancellationToken::new();
         let mut helpers = Tasks::new();
         if let Some(listener) = admin {
+            let metrics = metrics.clone();
             let admin = Admin { board: board.clone(), metrics, stall_after: config.admin.stall_after };
             helpers.spawn(http::serve(listener, admin, stop_admin.clone()));
         }
@@ -330,6 +353,9 @@ impl Service {
         let beating = Arc::clone(&heart);
         let stop = stop_heart.clone();
         helpers.spawn(async move { beating.run(stop).await });
+        helpers.spawn(keeper.run(jitter.clone(), stop_heart.clone()));
+        let loss = TimeToLoss::new(board.clone(), metrics.clone(), clock);
+        helpers.spawn(loss.run(stop_heart.clone()));
         let mut routes = Tasks::new();
         let waiting = Arc::new(AtomicUsize::new(replicators.len()));
         for replicator in replicators {
@@ -358,6 +384,7 @@ impl Service {
 struct Shared<'a> {
     aws: &'a Aws,
     ledger: Ledger,
+    gates: Gates,
     state: StateTable,
     clock: Clock,
     jitter: Jitter,

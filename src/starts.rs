@@ -58,6 +58,17 @@ pub async fn begun(state: &StateTable, clock: Clock, route: &str, stream: &str) 
     Ok(Begun { at: UNIX_EPOCH + Duration::from_secs(seconds), after })
 }
 
+/// The label of the stream that a route reads, when it has read any.
+///
+/// # Errors
+/// The failure of the call.
+pub async fn newest(state: &StateTable, route: &str) -> Result<Option<String>, Failure> {
+    let rows = state.rows(&partition(route), "stream#", &[]).await?;
+    let newest =
+        rows.iter().max_by_key(|row| (get_number::<u64>(row, BEGUN), get_text(row, SK).map(str::to_owned)));
+    Ok(newest.and_then(|row| Some(get_text(row, SK)?.trim_start_matches("stream#").to_owned())))
+}
+
 /// The route goes on with `stream`, whatever the one before it still held.
 ///
 /// # Errors

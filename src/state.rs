@@ -207,6 +207,33 @@ impl StateTable {
         StateError::Call { call, table: self.table.clone(), source }
     }
 
+    /// One row, strongly consistent.
+    ///
+    /// # Errors
+    /// The failure of the call.
+    pub(crate) async fn get(&self, pk: &str, sk: &str) -> Result<Option<Row>, Failure> {
+        let request = self.call("GetItem").get_item().table_name(&self.table).consistent_read(true);
+        Ok(request.set_key(Some(key(pk, sk))).send().await?.item)
+    }
+
+    /// Puts a row, whatever is there.
+    ///
+    /// # Errors
+    /// The failure of the call.
+    pub(crate) async fn put(&self, row: Row) -> Result<(), Failure> {
+        self.call("PutItem").put_item().table_name(&self.table).set_item(Some(row)).send().await?;
+        Ok(())
+    }
+
+    /// Deletes the row of a key, if there is one.
+    ///
+    /// # Errors
+    /// The failure of the call.
+    pub(crate) async fn delete(&self, key: Row) -> Result<(), Failure> {
+        self.call("DeleteItem").delete_item().table_name(&self.table).set_key(Some(key)).send().await?;
+        Ok(())
+    }
+
     /// All rows of a partition whose sort key begins with `prefix`, strongly consistent, in the sort key's
     /// order; only the attributes named in `only` when it is not empty.
     ///
@@ -251,6 +278,11 @@ impl StateTable {
 
 fn invalid(error: &dyn std::error::Error) -> Failure {
     Failure::new(Class::Invalid, "Request", error.to_string())
+}
+
+/// The key of a row.
+pub(crate) fn key(pk: &str, sk: &str) -> Row {
+    HashMap::from([(PK.to_owned(), text(pk)), (SK.to_owned(), text(sk))])
 }
 
 /// A string value.

@@ -1,7 +1,7 @@
 //! The config of the benchmarks: the defaults of a config file, one route from member `a` to `b`, `c`, ...
 
 use shardwalker::config::{
-    Access, Admin, Config, Lease, Member, OnGap, Read, Route, Start, State, TableArn, Write,
+    Access, Admin, Config, DeadLetters, Lease, Member, OnGap, Read, Route, Start, State, TableArn, Write,
 };
 use std::time::Duration;
 
@@ -54,6 +54,8 @@ pub(crate) fn config(peers: usize, read: Read, in_flight: usize) -> Config {
         start: Start::TrimHorizon,
         on_gap: OnGap::Stop,
         max_clock_drift: Duration::from_secs(60),
+        max_writes: std::collections::BTreeMap::new(),
+        guard: None,
     };
     Config {
         state: State {
@@ -66,6 +68,7 @@ pub(crate) fn config(peers: usize, read: Read, in_flight: usize) -> Config {
         read,
         write: Write { in_flight, ..Write::default() },
         lease: Lease::default(),
+        dead_letters: DeadLetters::default(),
         admin: Admin { listen: None, ..Admin::default() },
         grace: Duration::from_secs(25),
         access_patience: Duration::from_secs(30),

@@ -149,6 +149,16 @@ impl Preflight<'_> {
         }
     }
 
+    /// What is found of the member at `index`, without any check of what it is used for.
+    ///
+    /// # Errors
+    /// What is wrong.
+    pub async fn table(&self, index: usize) -> Result<Found, Finding> {
+        let member = &self.config.members[index];
+        let clients = self.aws.clients(&member.access).await;
+        self.describe(member, &clients).await
+    }
+
     async fn member(&self, index: usize, member: &Member) -> Result<Found, Vec<Finding>> {
         let clients = self.aws.clients(&member.access).await;
         let found = self.describe(member, &clients).await.map_err(|finding| vec![finding])?;

@@ -4,18 +4,26 @@
 //! 2 failed.
 
 mod check;
+mod dead_letters;
 #[cfg(feature = "sandbox")]
 mod demo;
+mod pause;
 mod run;
 #[cfg(feature = "sandbox")]
 mod sandbox;
+mod status;
+mod table;
 
+use crate::aws::{Aws, Base};
 use crate::config::Config;
+use crate::state::StateTable;
 use crate::telemetry::logs;
+use crate::telemetry::metrics::Metrics;
 use clap::{Parser, Subcommand};
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// Replicates DynamoDB tables across AWS accounts by walking the shards of their streams.
 #[derive(Debug, Parser)]
@@ -39,6 +47,14 @@ enum Command {
     Run(run::Args),
     /// Check a config, and every permission that it needs
     Check(check::Args),
+    /// Show what all workers do, how far each peer is, and what needs an operator
+    Status(status::Args),
+    /// Pause a route, or one of its peers, in all workers
+    Pause(pause::PauseArgs),
+    /// Let a paused route, or one of its peers, go on
+    Resume(pause::ResumeArgs),
+    /// List, show, retry or discard what peers refused
+    DeadLetters(dead_letters::Args),
     /// Serve the embedded AWS accounts until stopped
     #[cfg(feature = "sandbox")]
     Sandbox(sandbox::Args),
@@ -101,6 +117,10 @@ pub fn main() -> ExitCode {
         match cli.command {
             Command::Run(args) => run::run(args).await,
             Command::Check(args) => check::run(args).await,
+            Command::Status(args) => Box::pin(status::run(args)).await,
+            Command::Pause(args) => pause::pause(args).await,
+            Command::Resume(args) => pause::resume(args).await,
+            Command::DeadLetters(args) => Box::pin(dead_letters::run(args)).await,
             #[cfg(feature = "sandbox")]
             Command::Sandbox(args) => sandbox::run(args).await,
             #[cfg(feature = "sandbox")]
@@ -113,6 +133,19 @@ pub fn main() -> ExitCode {
         complain(&format!("error: {error:#}"));
         ExitCode::from(FAILED)
     })
+}
+
+/// Clients for a command that is no service.
+fn aws(config: &Config) -> Aws {
+    Aws::new(Base { request_timeout: Some(config.write.request_timeout), ..Base::default() })
+}
+
+/// The state table, which must be there.
+async fn state_table(config: &Config) -> anyhow::Result<StateTable> {
+    let clients = Box::pin(aws(config).clients(&config.state.access)).await;
+    let state = StateTable::new(&config.state, &clients, Metrics::new()?);
+    Box::pin(state.open(false, Duration::ZERO)).await?;
+    Ok(state)
 }
 
 /// Writes a line to stdout. A reader that has gone away is no failure of the command.

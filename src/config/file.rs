@@ -8,7 +8,8 @@ use super::endpoint::endpoint;
 use super::routes::{self, MemberDraft, RouteDraft};
 use super::section::{Located, Reader, Section};
 use super::values::{self, Fault, TableRef, boolean, brief, duration, integer};
-use super::{Admin, Config, Lease, OnGap, Read, Start, State, Write};
+use super::{Admin, Config, DeadLetters, Guard, Lease, OnGap, Read, Start, State, Write};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 const MILLIS_100: Duration = Duration::from_millis(100);
@@ -32,6 +33,7 @@ pub(super) fn config(reader: &Reader<'_>, mut root: Section<'_>) -> Option<Confi
     let read = root.table("read", "[read]").and_then(read);
     let lease = root.table("lease", "[lease]").map(lease);
     let write = root.table("write", "[write]").and_then(|section| write(section, lease.as_ref()));
+    let dead_letters = root.table("dead_letters", "[dead_letters]").and_then(dead_letters);
     let admin = root.table("admin", "[admin]").and_then(|section| admin(section, read.as_ref()));
     root.finish();
 
@@ -43,6 +45,7 @@ pub(super) fn config(reader: &Reader<'_>, mut root: Section<'_>) -> Option<Confi
         read: read?,
         write: write?,
         lease: lease?.build()?,
+        dead_letters: dead_letters?,
         admin: admin?,
         grace: grace?.value,
         access_patience: patience?.value,
@@ -126,9 +129,33 @@ fn route(mut section: Section<'_>) -> RouteDraft {
             Duration::from_mins(1),
             duration(Duration::from_secs(1)..=Duration::from_hours(1)),
         ),
+        max_writes: section.or("max_writes_per_second", values::Rates::Of(BTreeMap::new()), values::rates),
+        guard: section.optional_table("guard", "[route.guard]").map_or(Some(None), |s| guard(s).map(Some)),
     };
     section.finish();
     draft
+}
+
+/// What is wrong gives `None`, after it was reported.
+fn guard(mut section: Section<'_>) -> Option<Guard> {
+    let window = section.or(
+        "window",
+        Duration::from_mins(1),
+        duration(Duration::from_secs(10)..=Duration::from_hours(1)),
+    );
+    let deletes = section.or("max_deletes", None, |value| integer(0..=1_000_000_000)(value).map(Some));
+    let share = section.or("max_delete_share", None, |value| values::share(value).map(Some));
+    let changes = section.or("min_changes", 100, integer(1..=1_000_000));
+    if let (Some(Located { given: false, .. }), Some(Located { given: false, .. })) = (&deletes, &share) {
+        section.missing("max_deletes", "or \"max_delete_share\": a guard needs something to guard against");
+    }
+    section.finish();
+    Some(Guard {
+        window: window?.value,
+        max_deletes: deletes?.value,
+        max_delete_share: share?.value,
+        min_changes: changes?.value,
+    })
 }
 
 fn read(mut section: Section<'_>) -> Option<Read> {
@@ -228,6 +255,13 @@ fn check_third(
             .remedy("a worker must have time for a second try before its lease runs out");
         section.report(key, place, fault);
     }
+}
+
+fn dead_letters(mut section: Section<'_>) -> Option<DeadLetters> {
+    let defaults = DeadLetters::default();
+    let per_key = section.or("per_key", defaults.per_key, integer(1..=10_000));
+    section.finish();
+    Some(DeadLetters { per_key: per_key?.value })
 }
 
 fn admin(mut section: Section<'_>, read: Option<&Read>) -> Option<Admin> {

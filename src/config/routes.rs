@@ -5,8 +5,8 @@
 
 use super::report::Place;
 use super::section::{Located, Reader};
-use super::values::Fault;
-use super::{Access, Member, OnGap, Route, Start, State, TableArn};
+use super::values::{Fault, Rates};
+use super::{Access, Guard, Member, OnGap, Route, Start, State, TableArn};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -30,6 +30,9 @@ pub(super) struct RouteDraft {
     pub(super) start: Option<Located<Start>>,
     pub(super) on_gap: Option<Located<OnGap>>,
     pub(super) max_clock_drift: Option<Located<Duration>>,
+    pub(super) max_writes: Option<Located<Rates>>,
+    /// `None` when it is faulty; `Some(None)` when there is none.
+    pub(super) guard: Option<Option<Guard>>,
 }
 
 /// One peer of a route: an edge between two members.
@@ -59,10 +62,14 @@ pub(super) fn resolve(
     let mut resolved = Vec::with_capacity(routes.len());
     for (index, route) in routes.into_iter().enumerate() {
         let mut edges = edges.iter().filter(|edge| edge.route == index).peekable();
+        let from = edges.peek()?.from;
+        let to: Vec<usize> = edges.map(|edge| edge.to).collect();
         resolved.push(Route {
             name: route.name?.value,
-            from: edges.peek()?.from,
-            to: edges.map(|edge| edge.to).collect(),
+            from,
+            max_writes: max_writes(reader, route.max_writes?, &to, &members)?,
+            guard: route.guard?,
+            to,
             ttl_deletes: route.ttl_deletes?.value,
             stamp: route.stamp?.value,
             start: route.start?.value,
@@ -79,6 +86,36 @@ pub(super) fn resolve(
         })
     });
     Some((members.collect::<Option<_>>()?, resolved))
+}
+
+/// The rates by the peers' indices; `None` when one is for nobody of the route, which is reported.
+fn max_writes(
+    reader: &Reader<'_>,
+    rates: Located<Rates>,
+    to: &[usize],
+    members: &[MemberDraft],
+) -> Option<BTreeMap<usize, u32>> {
+    let rates_by_name = match rates.value {
+        Rates::Each(rate) => return Some(to.iter().map(|peer| (*peer, rate)).collect()),
+        Rates::Of(rates) => rates,
+    };
+    let named = |peer: usize, name: &str| {
+        members.get(peer).and_then(|member| member.name.as_ref()).is_some_and(|known| known.value == name)
+    };
+    let mut found = BTreeMap::new();
+    for (name, rate) in &rates_by_name {
+        match to.iter().find(|peer| named(**peer, name)) {
+            Some(peer) => {
+                found.insert(*peer, *rate);
+            }
+            None => {
+                let what = format!("\"max_writes_per_second\" names {}", super::values::shown(name));
+                let fault = Fault::new(what).remedy("it must be one of the route's peers, as in \"to\"");
+                reader.report(rates.place, fault);
+            }
+        }
+    }
+    (found.len() == rates_by_name.len()).then_some(found)
 }
 
 fn unique<'d>(reader: &Reader<'_>, what: &str, names: impl Iterator<Item = &'d Located<String>>) {

@@ -3,6 +3,7 @@
 //! Owns the meaning of each setting and its default. How the settings are written in a file, and what is
 //! refused, is left to the rest of [`config`](crate::config).
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
@@ -21,6 +22,8 @@ pub struct Config {
     pub write: Write,
     /// Leases on shards.
     pub lease: Lease,
+    /// What peers refuse for good.
+    pub dead_letters: DeadLetters,
     /// Metrics, health and logs.
     pub admin: Admin,
     /// How long a stop may take to finish pages and checkpoint (default 25 s).
@@ -117,6 +120,24 @@ pub struct Route {
     pub on_gap: OnGap,
     /// A stamp further ahead of its record's creation time is not believed (default 60 s).
     pub max_clock_drift: Duration,
+    /// Writes a second of one worker to a peer at most, by index into [`Config::members`]; no limit for a peer that
+    /// is not here (default).
+    pub max_writes: BTreeMap<usize, u32>,
+    /// What makes the route pause itself; `None` nothing (default).
+    pub guard: Option<Guard>,
+}
+
+/// Pauses a route when too much is deleted at its source. At least one of the two limits is there.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Guard {
+    /// How far back it looks, by the records' times of creation (default 1 min).
+    pub window: Duration,
+    /// More deletes than this in a window are too many.
+    pub max_deletes: Option<u32>,
+    /// A larger share of deletes among the changes of a window is too large (above 0, at most 1).
+    pub max_delete_share: Option<f64>,
+    /// A share of fewer changes than this says nothing (default 100).
+    pub min_changes: u32,
 }
 
 /// Where a stream that was never read starts.
@@ -176,6 +197,13 @@ pub struct Lease {
     pub worker: Option<String>,
 }
 
+/// What peers refuse for good.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DeadLetters {
+    /// Letters of one key at one peer at most; beyond it the shard waits (default 1000).
+    pub per_key: u32,
+}
+
 /// Metrics, health and logs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Admin {
@@ -190,6 +218,13 @@ impl Config {
     #[must_use]
     pub fn member(&self, name: &str) -> Option<&Member> {
         self.members.iter().find(|member| member.name == name)
+    }
+
+    /// Every route and peer, by their names.
+    pub fn lanes(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.routes.iter().flat_map(move |route| {
+            route.to.iter().map(move |peer| (route.name.as_str(), self.members[*peer].name.as_str()))
+        })
     }
 
     /// The route of this name.
@@ -224,6 +259,12 @@ impl Default for Write {
 impl Default for Lease {
     fn default() -> Self {
         Self { duration: Duration::from_secs(30), renew_interval: Duration::from_secs(5), worker: None }
+    }
+}
+
+impl Default for DeadLetters {
+    fn default() -> Self {
+        Self { per_key: 1000 }
     }
 }
 

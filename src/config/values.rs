@@ -5,6 +5,7 @@
 
 use super::arn::{ArnError, RoleArn, is_region, is_table_name, is_word};
 use super::{OnGap, Start, TableArn};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::time::{Duration, SystemTime};
@@ -142,6 +143,42 @@ pub(super) fn integer<T: TryFrom<i64>>(
                 Fault::new(format!("must be from {least} to {most}, not {integer}"))
             })
     }
+}
+
+/// Writes a second: for every peer the same, or by the peers' names.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Rates {
+    Each(u32),
+    Of(BTreeMap<String, u32>),
+}
+
+pub(super) fn rates(value: &DeValue<'_>) -> Result<Rates, Fault> {
+    let rate = integer(1..=1_000_000);
+    match value {
+        DeValue::Integer(_) => rate(value).map(Rates::Each),
+        DeValue::Table(entries) => {
+            let rate = |(name, value): (&toml::Spanned<_>, &toml::Spanned<DeValue<'_>>)| {
+                let name: &std::borrow::Cow<'_, str> = name.get_ref();
+                match rate(value.get_ref()) {
+                    Ok(rate) => Ok((name.to_string(), rate)),
+                    Err(fault) => Err(Fault { what: format!("of {} {}", shown(name), fault.what), ..fault }),
+                }
+            };
+            entries.iter().map(rate).collect::<Result<_, _>>().map(Rates::Of)
+        }
+        _ => Err(wrong_type("an integer, or a table of integers by peer", value)),
+    }
+}
+
+/// A share above 0, at most 1.
+pub(super) fn share(value: &DeValue<'_>) -> Result<f64, Fault> {
+    let number = match value {
+        DeValue::Float(float) => float.as_str().parse().ok(),
+        DeValue::Integer(integer) => integer.as_str().parse().ok(),
+        _ => return Err(wrong_type("a number", value)),
+    };
+    let fits = |share: &f64| *share > 0.0 && *share <= 1.0;
+    number.filter(fits).ok_or_else(|| Fault::new("must be more than 0 and at most 1, such as 0.5"))
 }
 
 /// A duration in a range, written as `"30s"`, `"1h 30min"`, ...

@@ -6,8 +6,9 @@
 //! lane's [`Frontier`] is contiguous: it never passes a change that is not applied, superseded, skipped by a
 //! rule, covered by a later one that is, or kept as a dead letter.
 //!
-//! [`work`] carries single changes out. A lane retries for as long as it lives; it ends when its pages end and all is done, or at once when its
-//! worker loses the right to write.
+//! [`work`] carries single changes out. A lane retries for as long as it lives; it ends when its pages end and all is
+//! done, or at once when its worker loses the right to write. While its peer is paused it starts nothing new, and what
+//! it has not started then does not hold up a stop.
 
 mod work;
 
@@ -95,6 +96,8 @@ pub struct LaneParts {
     pub jitter: Jitter,
     /// What the lane shows of itself.
     pub status: Arc<LaneStatus>,
+    /// Cancelled when the worker should finish what it has and stop: what is paused is left.
+    pub drain: CancellationToken,
     /// Cancelled when the worker loses the right to write: everything is abandoned.
     pub fence: CancellationToken,
 }
@@ -109,7 +112,9 @@ const WINDOW_BYTES: usize = 8 << 20;
 pub struct Lane {
     context: Arc<LaneParts>,
     fold: Fold,
-    /// The last record that was taken, or was done before this lane began: what comes up to here again is passed over.
+    /// Records up to here were done before this lane began.
+    done_before: Option<SequenceNumber>,
+    /// The last record that was taken or done before: what comes up to here again is passed over.
     taken: Option<SequenceNumber>,
     /// The records taken and not passed by the frontier; the first one has number `base`.
     slots: VecDeque<Slot>,
@@ -123,6 +128,17 @@ pub struct Lane {
     dead: HashSet<Digest>,
     running: FuturesUnordered<BoxFuture<'static, Finished>>,
     frontier: watch::Sender<Frontier>,
+}
+
+/// How a lane ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LaneEnd {
+    /// The pages ended, and everything is done.
+    Done,
+    /// It was paused, and what it had not started is left for the next worker.
+    Left,
+    /// The worker lost the right to write.
+    Abandoned,
 }
 
 struct Slot {
@@ -178,6 +194,7 @@ impl Lane {
         let lane = Self {
             context: Arc::new(parts),
             fold,
+            done_before: taken.clone(),
             taken,
             slots: VecDeque::new(),
             base: 0,
@@ -191,23 +208,28 @@ impl Lane {
         (lane, shown)
     }
 
-    /// Takes pages until they end and everything is done (`true`), or until the fence falls (`false`).
-    pub async fn run(mut self, mut pages: mpsc::Receiver<Handed>) -> bool {
+    /// Takes pages until they end and everything is done, until it is paused and the worker drains, or until the
+    /// fence falls.
+    pub async fn run(mut self, mut pages: mpsc::Receiver<Handed>) -> LaneEnd {
+        let mut gate = self.context.peer.gate();
+        let drain = self.context.drain.clone();
+        let start = self.frontier.borrow().position.clone();
+        self.context.status.show(Some(&start), 0, 0);
         let fence = self.context.fence.clone();
         let context = Arc::clone(&self.context);
         match context.load_dead().await {
             Some(dead) => self.dead = dead,
-            None => return false,
+            None => return LaneEnd::Abandoned,
         }
         let mut open = true;
         while open || !self.slots.is_empty() {
             tokio::select! {
                 // The fence first; then what is done, which makes room; then more work.
                 biased;
-                () = fence.cancelled() => return false,
+                () = fence.cancelled() => return LaneEnd::Abandoned,
                 Some(finished) = self.running.next(), if !self.running.is_empty() => {
                     if finished.abandoned {
-                        return false;
+                        return LaneEnd::Abandoned;
                     }
                     self.finish(finished);
                 }
@@ -215,11 +237,15 @@ impl Lane {
                     Some(handed) => self.take(handed),
                     None => open = false,
                 },
+                Ok(()) = gate.changed() => {}
+                () = drain.cancelled(), if self.context.peer.paused() && self.running.is_empty() => {
+                    return LaneEnd::Left;
+                }
             }
             self.start();
             self.show();
         }
-        true
+        LaneEnd::Done
     }
 
     fn has_room(&self) -> bool {
@@ -230,7 +256,12 @@ impl Lane {
     fn take(&mut self, handed: Handed) {
         let Handed { page, memory } = handed;
         for (index, change) in page.changes.iter().enumerate() {
-            if self.taken.as_ref().is_some_and(|taken| change.sequence <= *taken) {
+            let before =
+                |place: &Option<SequenceNumber>| place.as_ref().is_some_and(|at| change.sequence <= *at);
+            if before(&self.taken) {
+                if before(&self.done_before) {
+                    self.context.counters.skipped.inc();
+                }
                 continue;
             }
             self.taken = Some(change.sequence.clone());
@@ -248,6 +279,8 @@ impl Lane {
                 self.context.counters.skipped.inc();
                 continue;
             }
+            let delete = matches!(apply::plan(change, &self.context.rules), Step::Delete);
+            self.context.peer.takes(change.created, delete);
             let version = Version::new(hlc, self.context.member);
             self.enqueue(change.key.digest(), WorkItem { page: Arc::clone(&page), index, version, slot });
         }
@@ -271,7 +304,7 @@ impl Lane {
     }
 
     fn start(&mut self) {
-        while self.running.len() < self.context.in_flight {
+        while self.running.len() < self.context.in_flight && !self.context.peer.paused() {
             let Some(key) = self.ready.pop_front() else { break };
             let Some(state) = self.keys.get_mut(&key) else { continue };
             let Some(mut work) = state.waiting.take() else { continue };
@@ -316,6 +349,7 @@ impl Lane {
         }
         let pending = self.slots.len();
         self.context.status.show(position.as_ref(), pending, self.running.len());
+        self.context.status.waits_for(self.slots.front().and_then(|slot| slot.position.created));
         let context = &self.context;
         context.counters.rate_limit.set(context.peer.limit().limit().unwrap_or(f64::INFINITY));
         self.frontier.send_if_modified(|frontier| {

@@ -2,7 +2,7 @@
 
 use super::{Finished, LaneParts, Work, WorkItem};
 use crate::apply::{self, Step};
-use crate::dead_letters::{self, Reason};
+use crate::dead_letters::{self, Kept, Reason};
 use crate::failure::{Action, Class, Failure};
 use crate::item::Digest;
 use crate::peer::{Outcome, StepError};
@@ -50,20 +50,15 @@ impl LaneParts {
     /// `None` when the fence fell, else whether the key has dead letters now.
     async fn settle(&self, work: &Work) -> Option<bool> {
         let mut pauses = Pauses::new(Policy::FOREVER, self.jitter.clone());
-        if work.dead && self.still_dead(work.key, &mut pauses).await? {
-            let why =
-                Failure::new(Class::Invalid, "Behind", "an earlier change of this key is a dead letter");
-            for item in &work.items {
-                self.keep(item, Reason::Behind, &why, &mut pauses).await?;
-            }
+        let items = self.put_behind(work, &mut pauses).await?;
+        if items.is_empty() {
             return Some(true);
         }
-        let deletes =
-            work.items.iter().filter(|i| matches!(apply::plan(i.change(), &self.rules), Step::Delete));
+        let deletes = items.iter().filter(|i| matches!(apply::plan(i.change(), &self.rules), Step::Delete));
         let raise = deletes.map(|item| item.version).max();
         let mut refused: Vec<Failure> = Vec::new();
         let mut tried = None;
-        for item in work.items.iter().rev() {
+        for item in items.iter().rev() {
             match self.try_one(item, raise, &mut pauses).await {
                 Tried::Done(outcome) => {
                     tried = Some(outcome);
@@ -73,15 +68,15 @@ impl LaneParts {
                 Tried::Abandoned => return None,
             }
         }
-        let kept = work.items.len() - refused.len();
-        if let (Some(item), Some(why)) = (work.items.last(), refused.first()) {
+        let kept = items.len() - refused.len();
+        if let (Some(item), Some(why)) = (items.last(), refused.first()) {
             self.confirm(item, why, &mut pauses).await?;
         }
-        for (item, why) in work.items[kept..].iter().zip(refused.iter().rev()) {
+        for (item, why) in items[kept..].iter().zip(refused.iter().rev()) {
             self.keep(item, Reason::Refused, why, &mut pauses).await?;
         }
         if let Some(outcome) = tried {
-            self.count_done(&work.items[..kept], outcome);
+            self.count_done(&items[..kept], outcome);
         }
         self.status.moving();
         self.peer.got_through();
@@ -99,13 +94,18 @@ impl LaneParts {
         Some(())
     }
 
-    async fn still_dead(&self, key: Digest, pauses: &mut Pauses) -> Option<bool> {
-        loop {
-            match self.dead_letters.has(&self.route, self.peer.name(), key).await {
-                Ok(has) => return Some(has),
-                Err(failure) => self.failed("state", &failure, pauses).await.then_some(())?,
+    /// Keeps the changes of a key that has dead letters behind these; gives the rest when an operator has taken the
+    /// letters away, all of it for a key that has none.
+    async fn put_behind<'w>(&self, work: &'w Work, pauses: &mut Pauses) -> Option<&'w [WorkItem]> {
+        let why = Failure::new(Class::Invalid, "Behind", "an earlier change of this key is a dead letter");
+        let mut rest = &work.items[..];
+        while let Some((item, later)) = rest.split_first().filter(|_| work.dead) {
+            match self.keep(item, Reason::Behind, &why, pauses).await? {
+                Kept::Kept => rest = later,
+                Kept::Free => break,
             }
         }
+        Some(rest)
     }
 
     /// Tries one change until it is done or refused for good.
@@ -155,11 +155,18 @@ impl LaneParts {
         }
     }
 
-    async fn keep(&self, item: &WorkItem, reason: Reason, why: &Failure, pauses: &mut Pauses) -> Option<()> {
+    async fn keep(
+        &self,
+        item: &WorkItem,
+        reason: Reason,
+        why: &Failure,
+        pauses: &mut Pauses,
+    ) -> Option<Kept> {
         let lane = dead_letters::Lane { route: &self.route, peer: self.peer.name(), shard: &self.shard };
         loop {
             match self.dead_letters.keep(lane, item.change(), item.version, reason, why).await {
-                Ok(()) => break,
+                Ok(Kept::Kept) => break,
+                Ok(Kept::Free) => return Some(Kept::Free),
                 Err(failure) => self.failed("state", &failure, pauses).await.then_some(())?,
             }
         }
@@ -174,7 +181,7 @@ impl LaneParts {
             code = why.code,
             "a change cannot be applied; it is kept as a dead letter, and later changes of its key wait"
         );
-        Some(())
+        Some(Kept::Kept)
     }
 
     /// Notes a failure and waits; `false` when the fence fell.

@@ -5,22 +5,25 @@
 //! compared. A worker stops by itself before anyone may take its leases: its fence falls when its last
 //! successful beat was begun longer ago than the leases' duration less the time limit of a request.
 //!
-//! Rows: `workers` / `<worker>`.
+//! Rows: `fleet` / `worker#<worker>`: the counter, and how far the worker is ([`crate::status::progress`]).
 
 use crate::clock::Clock;
+use crate::control::FLEET;
 use crate::failure::Failure;
 use crate::retry::Jitter;
 use crate::state::{EXPIRES, PK, SK, StateTable, get_number, get_text, number, text};
+use crate::status::progress::{self, PROGRESS};
+use crate::telemetry::board::Board;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-const WORKERS: &str = "workers";
+const WORKER: &str = "worker#";
 const COUNTER: &str = "counter";
 /// A dead worker's row is forgotten after this.
-const FORGET: Duration = Duration::from_secs(24 * 3600);
+pub const FORGET: Duration = Duration::from_secs(24 * 3600);
 
 /// Shows that this worker lives, and judges whether others do.
 #[derive(Debug)]
@@ -33,6 +36,8 @@ pub struct Heart {
     request_timeout: Duration,
     jitter: Jitter,
     inner: Mutex<Inner>,
+    /// What the row shows of the work.
+    board: OnceLock<Board>,
 }
 
 #[derive(Debug)]
@@ -76,7 +81,13 @@ impl Heart {
             looked: None,
         };
         let (duration, interval) = (config.duration, config.renew_interval);
-        Self { state, worker, clock, duration, interval, request_timeout, jitter, inner: Mutex::new(inner) }
+        let (inner, board) = (Mutex::new(inner), OnceLock::new());
+        Self { state, worker, clock, duration, interval, request_timeout, jitter, inner, board }
+    }
+
+    /// From now on each beat publishes how far the work is. The first board stays.
+    pub fn publishes(&self, board: Board) {
+        self.board.get_or_init(|| board);
     }
 
     /// This worker's name.
@@ -153,8 +164,9 @@ impl Heart {
             .call("PutItem")
             .put_item()
             .table_name(self.state.name())
-            .item(PK, text(WORKERS))
-            .item(SK, text(&*self.worker))
+            .item(PK, text(FLEET))
+            .item(SK, text(format!("{WORKER}{}", self.worker)))
+            .item(PROGRESS, progress::to_attribute(&self.progress(begun)))
             .item(COUNTER, number(counter))
             .item(EXPIRES, number(expires))
             .send();
@@ -165,7 +177,7 @@ impl Heart {
             () = async { sleep_until(self.falls_at()).await; self.fall(); std::future::pending().await } => Ok(()),
         };
         answer?;
-        let rows = self.state.rows(WORKERS, "", &[]).await;
+        let rows = self.state.rows(FLEET, WORKER, &[]).await;
         let mut inner = lock(&self.inner);
         if begun.elapsed() < self.margin() {
             inner.beaten = Some(begun);
@@ -176,7 +188,9 @@ impl Heart {
         }
         let now = Instant::now();
         let rows = rows?;
-        let counters = rows.iter().filter_map(|row| Some((get_text(row, SK)?, get_number(row, COUNTER)?)));
+        let counters = rows
+            .iter()
+            .filter_map(|row| Some((get_text(row, SK)?.strip_prefix(WORKER)?, get_number(row, COUNTER)?)));
         let before = std::mem::take(&mut inner.others);
         inner.others = counters
             .map(|(worker, counter)| {
@@ -190,13 +204,19 @@ impl Heart {
         Ok(())
     }
 
+    /// How far the work is; a shard that was read to its tip within about a beat has nothing left.
+    fn progress(&self, now: Instant) -> BTreeMap<String, progress::RouteProgress> {
+        let since = now.checked_sub(self.interval * 3 / 2).unwrap_or(now);
+        self.board.get().map(|board| board.progress(since)).unwrap_or_default()
+    }
+
     async fn leave(&self) -> Result<(), Failure> {
         self.state
             .call("DeleteItem")
             .delete_item()
             .table_name(self.state.name())
-            .key(PK, text(WORKERS))
-            .key(SK, text(&*self.worker))
+            .key(PK, text(FLEET))
+            .key(SK, text(format!("{WORKER}{}", self.worker)))
             .send()
             .await?;
         Ok(())

@@ -75,7 +75,7 @@ pub(super) fn to_row(lease: &Lease) -> Row {
 ///
 /// # Errors
 /// When it is not one that [`to_row`] made.
-pub(super) fn from_row(row: &Row) -> Result<Lease, Failure> {
+pub(crate) fn from_row(row: &Row) -> Result<Lease, Failure> {
     let bad = |what: &str| {
         Failure::new(Class::Unrecognised, "BadLease", format!("a lease in the state table has no {what}"))
     };

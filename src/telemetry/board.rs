@@ -3,8 +3,12 @@
 //! Walkers and lanes write their own part, each under a short lock of its own; readers take a picture.
 
 use crate::change::SequenceNumber;
+use crate::clock::Clock;
+use crate::control::{self, Gates, Pause};
 use crate::failure::Failure;
 use crate::lane::Position;
+use crate::status::progress::{PeerProgress, RouteProgress};
+use crate::stream::graph;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,6 +24,7 @@ pub struct Board {
 #[derive(Debug, Default)]
 struct Shared {
     routes: BTreeMap<String, RouteEntry>,
+    controls: Option<(Gates, Clock)>,
     ready: bool,
     draining: bool,
 }
@@ -36,6 +41,7 @@ struct RouteEntry {
 /// A shard that this worker walks, as seen from outside.
 #[derive(Debug)]
 pub struct ShardStatus {
+    clock: Option<Clock>,
     inner: Mutex<ShardInner>,
     lanes: Mutex<Vec<Arc<LaneStatus>>>,
 }
@@ -51,6 +57,12 @@ struct ShardInner {
     unsaved: Option<Instant>,
     /// There is nothing more to read.
     ended: bool,
+    /// Everything that was created before this has been read; not known before the first page.
+    through: Option<SystemTime>,
+    /// Pages without a record, one after the other, since the last one that had any.
+    empty: u32,
+    /// When the last page was one of so many empty ones that nothing is left to read.
+    tip: Option<Instant>,
 }
 
 /// One lane of a shard, as seen from outside.
@@ -64,6 +76,8 @@ pub struct LaneStatus {
 struct LaneInner {
     sequence: Option<SequenceNumber>,
     created: Option<SystemTime>,
+    /// When the first record that is not done was created.
+    oldest: Option<SystemTime>,
     pending: usize,
     running: usize,
     moved: Instant,
@@ -75,6 +89,9 @@ struct LaneInner {
 
 /// A trouble that lasts is said again after this long.
 const SAY_AGAIN: Duration = Duration::from_secs(60);
+/// A page may be empty in the middle of a shard; DynamoDB does not say how far a reader is. So many in a row are taken
+/// for the end of what there is.
+const EMPTY_AT_TIP: u32 = 3;
 /// Reads that fail fewer times in a row are not worth a line.
 const FAILED_OFTEN: u32 = 5;
 
@@ -87,7 +104,9 @@ pub struct Picture {
     pub draining: bool,
     /// The routes by name.
     pub routes: BTreeMap<String, BTreeMap<String, ShardPicture>>,
-    /// Why the work stands still, a line each; empty while it goes on.
+    /// What an operator or a guard paused, a line each.
+    pub paused: Vec<String>,
+    /// Why the work stands still, a line each; empty while it goes on. A route that its guard paused is one of them.
     pub problems: Vec<String>,
 }
 
@@ -126,6 +145,11 @@ impl Board {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The worker's gates and clock, before anything is walked.
+    pub fn has(&self, gates: Gates, clock: Clock) {
+        lock(&self.shared).controls = Some((gates, clock));
     }
 
     /// The shards of a route were listed just now, successfully.
@@ -180,9 +204,14 @@ impl Board {
             stopped: None,
             unsaved: None,
             ended: false,
+            through: None,
+            empty: 0,
+            tip: None,
         };
-        let status = Arc::new(ShardStatus { inner: Mutex::new(inner), lanes: Mutex::new(Vec::new()) });
-        entry(&mut lock(&self.shared), route).shards.insert(shard.to_owned(), Arc::clone(&status));
+        let mut shared = lock(&self.shared);
+        let clock = shared.controls.as_ref().map(|(_, clock)| *clock);
+        let status = Arc::new(ShardStatus { clock, inner: Mutex::new(inner), lanes: Mutex::new(Vec::new()) });
+        entry(&mut shared, route).shards.insert(shard.to_owned(), Arc::clone(&status));
         status
     }
 
@@ -195,8 +224,17 @@ impl Board {
     #[must_use]
     pub fn picture(&self, stall_after: Duration) -> Picture {
         let shared = lock(&self.shared);
-        let mut problems = Vec::new();
+        let (mut problems, mut paused) = (Vec::new(), Vec::new());
         let mut routes = BTreeMap::new();
+        let gates = shared.controls.as_ref().map(|(gates, _)| gates);
+        for (route, peer, pause) in gates.into_iter().flat_map(Gates::all) {
+            let Some(pause) = pause else { continue };
+            let line = format!("route {route}, peer {peer}: {pause}");
+            if pause.by == control::GUARD {
+                problems.push(line.clone());
+            }
+            paused.push(line);
+        }
         for (name, route) in &shared.routes {
             if route.listed.elapsed() > stall_after {
                 let why = route.trouble.as_deref().unwrap_or("unknown cause");
@@ -207,11 +245,36 @@ impl Board {
                 problems.push(format!("route {name}: the source's stream was turned off"));
             }
             let shards = route.shards.iter().map(|(shard, status)| {
-                (shard.clone(), status.picture(name, shard, stall_after, &mut problems))
+                (shard.clone(), status.picture(name, shard, stall_after, gates, &mut problems))
             });
             routes.insert(name.clone(), shards.collect());
         }
-        Picture { ready: shared.ready && !shared.draining, draining: shared.draining, routes, problems }
+        let ready = shared.ready && !shared.draining;
+        Picture { ready, draining: shared.draining, routes, paused, problems }
+    }
+
+    /// What this worker has to do, and how far it is, by route. A peer has everything when nothing is left to apply,
+    /// and nothing was left to read at a look after `since`.
+    #[must_use]
+    pub fn progress(&self, since: Instant) -> BTreeMap<String, RouteProgress> {
+        let shared = lock(&self.shared);
+        let mut routes = BTreeMap::new();
+        for (name, route) in &shared.routes {
+            let mut progress = RouteProgress::default();
+            for (shard, status) in &route.shards {
+                status.progress(shard, since, &mut progress);
+            }
+            routes.insert(name.clone(), progress);
+        }
+        routes
+    }
+
+    /// Why each route and peer is paused; `None` for those that are not.
+    #[must_use]
+    pub fn pauses(&self) -> Vec<(String, String, Option<Pause>)> {
+        let shared = lock(&self.shared);
+        let gates = shared.controls.iter().flat_map(|(gates, _)| gates.all());
+        gates.map(|(route, peer, pause)| (route.to_owned(), peer.to_owned(), pause)).collect()
     }
 }
 
@@ -222,6 +285,7 @@ impl ShardStatus {
         let inner = LaneInner {
             sequence: None,
             created: None,
+            oldest: None,
             pending: 0,
             running: 0,
             moved: Instant::now(),
@@ -238,6 +302,18 @@ impl ShardStatus {
     pub fn read(&self) {
         let mut inner = lock(&self.inner);
         (inner.read, inner.failed, inner.trouble) = (Instant::now(), 0, None);
+    }
+
+    /// What the page had that was just read: when its newest record was created, `None` for an empty page.
+    pub fn page(&self, newest: Option<SystemTime>) {
+        let mut inner = lock(&self.inner);
+        inner.empty = if newest.is_some() { 0 } else { inner.empty + 1 };
+        if inner.empty >= EMPTY_AT_TIP {
+            inner.tip = Some(Instant::now());
+            inner.through = self.clock.map(|clock| clock.now()).or(inner.through);
+        } else if newest.is_some() {
+            (inner.tip, inner.through) = (None, newest);
+        }
     }
 
     /// There is nothing more to read.
@@ -276,7 +352,37 @@ impl ShardStatus {
         lock(&self.inner).unsaved.get_or_insert_with(Instant::now);
     }
 
-    fn picture(&self, route: &str, shard: &str, stall: Duration, problems: &mut Vec<String>) -> ShardPicture {
+    /// Adds this shard to the progress of its route.
+    fn progress(&self, shard: &str, since: Instant, route: &mut RouteProgress) {
+        let inner = lock(&self.inner);
+        if let Some(why) = &inner.stopped {
+            route.stopped.insert(shard.to_owned(), why.clone());
+        }
+        let at_tip = inner.ended && inner.stopped.is_none() || inner.tip.is_some_and(|tip| tip >= since);
+        // A shard of which nothing was read yet has nothing that is older than itself.
+        let born = || graph::born(shard).or(self.clock.map(|clock| clock.now()));
+        for lane in &*lock(&self.lanes) {
+            let lane_inner = lock(&lane.inner);
+            let oldest = match (lane_inner.pending, at_tip) {
+                (0, _) if lane_inner.behind => lane_inner.created.or_else(born),
+                (0, true) => None,
+                (0, false) => inner.through.max(lane_inner.created).or_else(born),
+                _ => lane_inner.oldest.or(lane_inner.created).or_else(born),
+            };
+            let progress = PeerProgress { oldest, pending: lane_inner.pending as u64, lanes: 1 };
+            let all = route.peers.entry(lane.peer.clone()).or_default();
+            *all = all.and(&progress);
+        }
+    }
+
+    fn picture(
+        &self,
+        route: &str,
+        shard: &str,
+        stall: Duration,
+        gates: Option<&Gates>,
+        problems: &mut Vec<String>,
+    ) -> ShardPicture {
         // A reader that waits for its lanes reads nothing, and that is right.
         let lanes = lock(&self.lanes);
         let waits = lanes.iter().any(|lane| lock(&lane.inner).pending > 0);
@@ -296,7 +402,10 @@ impl ShardStatus {
         }
         let lanes = lanes.iter().map(|lane| {
             let inner = lock(&lane.inner);
-            if inner.pending > 0 && inner.moved.elapsed() > stall {
+            // What is paused does not move, and that is right; nor has it moved yet when it was just let go on.
+            let opened = gates.map_or(Ok(None), |gates| gates.open_since(route, &lane.peer));
+            let due = opened.is_ok_and(|opened| opened.is_none_or(|opened| opened.elapsed() > stall));
+            if due && inner.pending > 0 && inner.moved.elapsed() > stall {
                 let why = inner.trouble.as_deref().unwrap_or("unknown cause");
                 let seconds = inner.moved.elapsed().as_secs();
                 let peer = &lane.peer;
@@ -336,6 +445,11 @@ impl LaneStatus {
             inner.moved = Instant::now();
         }
         (inner.pending, inner.running) = (pending, running);
+    }
+
+    /// When the first record that is not done was created; `None` when all that was taken is done.
+    pub fn waits_for(&self, oldest: Option<SystemTime>) {
+        lock(&self.inner).oldest = oldest;
     }
 
     /// Whether a second reader feeds it.

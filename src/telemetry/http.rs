@@ -40,6 +40,9 @@ impl Admin {
     fn picture(&self) -> Picture {
         let picture = self.board.picture(self.stall_after);
         self.metrics.healthy.set(if picture.problems.is_empty() { 1.0 } else { 0.0 });
+        for (route, peer, pause) in self.board.pauses() {
+            self.metrics.paused.with_label_values(&[&route, &peer]).set(i64::from(pause.is_some()));
+        }
         for (route, shards) in &picture.routes {
             let oldest = shards.values().map(|shard| shard.unsaved_seconds).max().unwrap_or(0);
             #[expect(clippy::cast_precision_loss, reason = "seconds")]
@@ -56,9 +59,10 @@ async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
 
 /// Fails when the work stops, not only when the process does.
 async fn health(State(admin): State<Admin>) -> impl IntoResponse {
-    let problems = admin.picture().problems;
+    let Picture { problems, paused, .. } = admin.picture();
     if problems.is_empty() {
-        (StatusCode::OK, "ok\n".to_owned())
+        let paused = paused.iter().map(|line| format!("{line}\n"));
+        (StatusCode::OK, "ok\n".to_owned() + &paused.collect::<String>())
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, problems.join("\n") + "\n")
     }

@@ -55,6 +55,12 @@ pub struct Metrics {
     pub rate_limit: GaugeVec,
     /// Stamps too far ahead of their record's creation to be believed, by route.
     pub stamps_disbelieved: IntCounterVec,
+    /// Times at which a route's guard paused it, by route.
+    pub guard_trips: IntCounterVec,
+    /// 1 while a peer is paused, by route and peer.
+    pub paused: IntGaugeVec,
+    /// Until the oldest record that is not applied leaves the stream, by route and peer, in seconds.
+    pub time_to_loss: GaugeVec,
     /// 1 while the work goes on, 0 when `/healthz` fails.
     pub healthy: Gauge,
 }
@@ -201,12 +207,23 @@ impl Metrics {
             rate_limit: r.gauge_vec(
                 "rate_limit",
                 &["route", "peer"],
-                "Adaptive limit on a peer's writes a second; +Inf while the peer throttles nothing",
+                "Limit on a peer's writes a second: the configured one, or a lower one that follows throttling; +Inf without any",
             )?,
             stamps_disbelieved: r.counter(
                 "stamps_disbelieved_total",
                 &["route"],
                 "Stamps further ahead of their record's creation than max_clock_drift",
+            )?,
+            guard_trips: r.counter(
+                "guard_trips_total",
+                &["route"],
+                "Times at which a route paused itself because too much was deleted at its source",
+            )?,
+            paused: r.gauges("paused", &["route", "peer"], "1 while an operator or the guard pauses a peer")?,
+            time_to_loss: r.gauge_vec(
+                "time_to_loss_seconds",
+                &["route", "peer"],
+                "Until the oldest record that this worker has not applied leaves the stream, 24 h after its creation",
             )?,
             healthy: r.gauge("healthy", "1 while the work goes on, 0 when /healthz fails")?,
             registry: r.registry,
@@ -334,6 +351,27 @@ mod tests {
             .map(|d| (d.name.clone(), d.kind.to_owned(), d.labels.join(", "), d.help.clone()))
             .collect();
         assert_eq!(written, expected);
+    }
+
+    #[test]
+    fn alerts_are_about_metrics_that_exist() {
+        let alerts = std::fs::read_to_string("deploy/prometheus/alerts.yml").unwrap();
+        let metrics = Metrics::new().unwrap();
+        let known = |name: &str| {
+            metrics.descriptions().iter().any(|d| match d.kind {
+                "histogram" => {
+                    ["_bucket", "_sum", "_count"].iter().any(|end| name == format!("{}{end}", d.name))
+                }
+                _ => name == d.name,
+            })
+        };
+        let words = alerts.split(|c: char| !c.is_ascii_alphanumeric() && c != '_');
+        let named: Vec<&str> = words.filter(|word| word.starts_with("shardwalker_")).collect();
+        assert!(named.len() > 8, "{named:?}");
+        for name in named {
+            assert!(known(name), "{name}");
+        }
+        assert!(alerts.contains("shardwalker_time_to_loss_seconds"));
     }
 
     #[test]

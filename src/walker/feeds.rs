@@ -20,6 +20,10 @@ use tokio::time::Instant;
 /// For so long in all the lanes at the front wait for one that is slower, until it is let go.
 const PATIENCE: Duration = Duration::from_secs(1);
 
+/// Lanes that are apart by less than this, by their last records' creation, start with one reader: reading a minute
+/// twice is cheaper than reading all that follows by two.
+const NEAR: Duration = Duration::from_secs(60);
+
 /// A lane's number within its walker.
 pub(super) type Id = usize;
 
@@ -105,8 +109,15 @@ impl Feed {
 }
 
 impl Feeds {
-    /// No lanes yet; the front is read from `front`, where the most advanced lane stands.
-    pub(super) fn new(front: Option<SequenceNumber>) -> Self {
+    /// No lanes yet. The front is read from where the slowest stands of those `starts` that are near the most advanced.
+    pub(super) fn new<'a>(starts: impl Iterator<Item = &'a Position> + Clone) -> Self {
+        let newest = starts.clone().filter_map(|start| start.created).max();
+        let near = |start: &&Position| match (newest, start.created) {
+            (Some(newest), Some(created)) => newest.duration_since(created).unwrap_or_default() < NEAR,
+            (newest, _) => newest.is_none(),
+        };
+        let front = starts.filter(near).min_by(|a, b| a.sequence.cmp(&b.sequence));
+        let front = front.and_then(|start| start.sequence.clone());
         let inner = Inner { feeds: BTreeMap::new(), closed: BTreeMap::new(), front, open: true };
         Self { inner: Mutex::new(inner), changed: Notify::new() }
     }
@@ -339,4 +350,97 @@ fn try_room(id: Id, feed: &Feed, page: &Page) -> Option<Room> {
     let slot = feed.pages.clone().try_reserve_owned().ok()?;
     let memory = feed.memory.try_reserve(cost(page))?;
     Some(Room { id, slot, memory })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::change::Change;
+    use crate::version::Hlc;
+    use serde_json::json;
+    use std::time::UNIX_EPOCH;
+
+    fn position(sequence: u64, seconds: u64) -> Position {
+        let created = Some(UNIX_EPOCH + Duration::from_secs(seconds));
+        Position { sequence: SequenceNumber::parse(&sequence.to_string()), hlc: Hlc::ZERO, created }
+    }
+
+    fn page(sequence: u64) -> Arc<Page> {
+        let body = json!({
+            "SequenceNumber": sequence.to_string(), "ApproximateCreationDateTime": 1, "Keys": { "id": { "S": "k" } },
+        });
+        let record = serde_json::from_value(json!({ "eventName": "REMOVE", "dynamodb": body })).unwrap();
+        Arc::new(Page { changes: vec![Change::decode(record, "stamp").unwrap()] })
+    }
+
+    /// Feeds with a lane for each start; each holds one page that it has not taken.
+    fn feeds(starts: &[Position]) -> (Feeds, Vec<mpsc::Receiver<Handed>>) {
+        let feeds = Feeds::new(starts.iter());
+        let metrics = FeedMetrics {
+            behind: IntGauge::new("behind", "behind").unwrap(),
+            let_go: IntCounter::new("let_go", "let_go").unwrap(),
+        };
+        let pages = starts.iter().enumerate().map(|(id, start)| {
+            let (sender, pages) = mpsc::channel(1);
+            feeds.add(id, sender, Memory::new(4 * memory::PAGE), start, false, metrics.clone());
+            pages
+        });
+        let pages = pages.collect();
+        (feeds, pages)
+    }
+
+    fn behind(feeds: &Feeds) -> Vec<bool> {
+        (0..3).map(|id| feeds.is_behind(id)).collect()
+    }
+
+    #[tokio::test]
+    async fn lanes_that_are_near_start_with_one_reader_at_the_slowest() {
+        let (feeds, _pages) = feeds(&[position(50, 960), position(40, 950), position(30, 100)]);
+        assert_eq!(behind(&feeds), [false, false, true]);
+        assert_eq!(feeds.front().unwrap().sequence, position(40, 0).sequence);
+        let none = Position::default();
+        let (feeds, _pages) = self::feeds(&[none.clone(), none.clone(), none]);
+        assert_eq!(behind(&feeds), [false; 3]);
+        assert_eq!(feeds.front().unwrap().sequence, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lane_without_room_is_let_go_and_comes_back_at_the_front() {
+        let start = position(10, 100);
+        let (feeds, mut pages) = feeds(&[start.clone(), start.clone(), start]);
+        let begun = Instant::now();
+        for sequence in [11, 12, 13] {
+            let lead = feeds.room(Side::Front).await.unwrap();
+            assert_ne!(lead.id, 2, "whoever has room leads");
+            feeds.hand_out(&page(sequence), lead).await;
+            for taken in pages.iter_mut().take(2) {
+                assert_eq!(
+                    taken.recv().await.unwrap().page.changes[0].sequence.as_str(),
+                    sequence.to_string()
+                );
+            }
+        }
+        assert_eq!(behind(&feeds), [false, false, true]);
+        assert_eq!(begun.elapsed(), PATIENCE, "the others waited for it once");
+        assert_eq!(feeds.cursor(2).unwrap().sequence, position(11, 0).sequence);
+        assert!(!feeds.rejoin(2));
+        pages[2].recv().await.unwrap();
+        let room = feeds.room(Side::Behind).await.unwrap();
+        assert_eq!(feeds.hand_behind(&page(13), None, room), Vec::<Id>::new());
+        assert!(feeds.rejoin(2));
+        assert_eq!(behind(&feeds), [false; 3]);
+    }
+
+    #[tokio::test]
+    async fn closed_lanes_get_no_more_and_say_why() {
+        let (feeds, mut pages) = feeds(&[position(5, 1000), position(4, 1000), position(1, 1)]);
+        feeds.close_front(Closed::Ended);
+        assert!(feeds.room(Side::Front).await.is_none());
+        assert_eq!((feeds.closed(0), feeds.closed(2)), (Some(Closed::Ended), None));
+        assert!(pages[0].recv().await.is_none());
+        assert!(!feeds.rejoin(2), "nobody reads at the front any more");
+        feeds.drain();
+        assert_eq!(feeds.closed(2), Some(Closed::Drained));
+        assert!(pages[2].recv().await.is_none());
+    }
 }

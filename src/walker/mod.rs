@@ -10,7 +10,7 @@ mod feeds;
 mod reading;
 
 use crate::failure::Failure;
-use crate::lane::{Frontier, Lane, LaneParts, Position};
+use crate::lane::{Frontier, Lane, LaneEnd, LaneParts, Position};
 use crate::lease::plan::{self, Take};
 use crate::lease::row::PeerPosition;
 use crate::lease::table::{Held, HeldError};
@@ -91,7 +91,7 @@ struct RunningLane {
 #[derive(Default)]
 struct Lanes {
     running: Vec<RunningLane>,
-    tasks: Tasks<(Id, bool)>,
+    tasks: Tasks<(Id, LaneEnd)>,
 }
 
 type Saved = (BTreeMap<String, PeerPosition>, Result<(), HeldError>);
@@ -117,8 +117,7 @@ impl Walker {
     }
 
     async fn walk(&self, mut joins: mpsc::Receiver<(String, Position)>) -> End {
-        let front = self.take.starts.values().filter_map(|start| start.sequence.clone()).max();
-        let feeds = Feeds::new(front);
+        let feeds = Feeds::new(self.take.starts.values());
         let mut lanes = Lanes::default();
         for (peer, start) in &self.take.starts {
             self.open(peer, start, &feeds, &mut lanes);
@@ -141,11 +140,13 @@ impl Walker {
                     feeds.drain();
                 }
                 Some(ended) = lanes.tasks.join_next() => match ended {
-                    Ok((id, true)) => {
+                    Ok((id, LaneEnd::Done)) => {
                         lanes.running[id].done = feeds.closed(id) == Some(Closed::Ended);
                         ticks.reset_immediately();
                     }
-                    Ok((_, false)) => return End::Lost,
+                    // A stop was asked for while its peer is paused.
+                    Ok((_, LaneEnd::Left)) => {}
+                    Ok((_, LaneEnd::Abandoned)) => return End::Lost,
                     Err(panic) => {
                         tracing::error!(%panic, "a lane broke down; the shard is given back and taken again");
                         lanes.tasks.abort_all().await;
@@ -238,6 +239,7 @@ impl Walker {
             counters: route.metrics.lane(&route.name, peer),
             jitter: route.jitter.clone(),
             status: Arc::clone(&status),
+            drain: self.drain.clone(),
             fence: self.fence.clone(),
         };
         let (lane, frontier) = Lane::new(parts, start.clone());

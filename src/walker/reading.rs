@@ -144,6 +144,9 @@ impl Reading<'_> {
         let empty = changes.is_empty();
         let mut others = Vec::new();
         self.count(&changes);
+        if side == Side::Front {
+            self.status.page(changes.last().map(|change| change.created));
+        }
         if !empty {
             let from = self.feeds.cursor(room.id).and_then(|cursor| cursor.sequence);
             let page = Arc::new(Page { changes });

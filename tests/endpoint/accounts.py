@@ -112,6 +112,13 @@ def create_table(table, stream):
     until(f"table {table.name} is active", active, 120)
 
 
+def open_shards(table):
+    """How many shards of the table's stream take records."""
+    stream = table.client().describe_table(TableName=table.name)["Table"]["LatestStreamArn"]
+    shards = table.account.client("dynamodbstreams").describe_stream(StreamArn=stream)["StreamDescription"]["Shards"]
+    return sum("EndingSequenceNumber" not in shard["SequenceNumberRange"] for shard in shards)
+
+
 def policy(*statements):
     """A policy document of (actions, resources) pairs, all of them Allow."""
     allowed = [

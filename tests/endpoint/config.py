@@ -28,17 +28,18 @@ class Settings:
     worker: str = "worker"
     external_ids: tuple | None = None  # instead of the right ones; an empty one is left out
     patience: str = "30s"
+    endpoint: str | None = None  # instead of the accounts' own, which stay right for everybody else
 
 
 def text(group, port, settings):
     """The text of the file, with the admin address on `port` of the loopback interface."""
-    region, endpoint = group.source.account.region, group.source.account.endpoint
+    region, endpoint = group.source.account.region, settings.endpoint or group.source.account.endpoint
     lines = [f'grace = "{GRACE}s"', f'access_patience = "{settings.patience}"', ""]
     lines += ["[state]", f'table = "{group.state_table}"', f'region = "{region}"', *_endpoint(endpoint)]
-    lines += _member("source", group.source)
+    lines += _member("source", group.source, endpoint)
     external_ids = settings.external_ids or [role.external_id for role in group.roles]
     for name, peer, role, external_id in zip(PEERS, group.peers, group.roles, external_ids):
-        lines += _member(name, peer)
+        lines += _member(name, peer, settings.endpoint or peer.account.endpoint)
         lines += ["[member.assume_role]", f'role = "{role.arn}"']
         if external_id:
             lines.append(f'external_id = "{external_id}"')
@@ -51,13 +52,13 @@ def text(group, port, settings):
     return "\n".join(lines) + "\n"
 
 
-def _member(name, table):
+def _member(name, table, endpoint):
     return [
         "",
         "[[member]]",
         f'name = "{name}"',
         f'table = "{table.arn}"',
-        *_endpoint(table.account.endpoint),
+        *_endpoint(endpoint),
     ]
 
 

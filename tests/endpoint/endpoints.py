@@ -5,6 +5,7 @@ suite says so. Every fault that is worked around is written down in docs/endpoin
 """
 
 import contextlib
+import json
 import os
 import secrets
 
@@ -78,8 +79,32 @@ class Endpoint:
             url = self.server.url
         return url
 
+    def disturb(self, group):
+        """Splits the shards of the source's stream, where an endpoint can be told to."""
+
     def discard(self, group):
         """Removes what `group` left behind; nothing to do for an endpoint that ends with the suite."""
+
+
+class Sandbox(Endpoint):
+    """The embedded sandbox as a process of its own, over TCP: the same cases hold for it as for the others."""
+
+    name = "sandbox"
+
+    def __init__(self, directory, binary):
+        self.server = servers.sandbox(directory, binary)
+        url = self.server.url
+        found = []
+        everything = json.loads(accounts.policy(("*", "*")))
+        for number in NUMBERS:
+            key = self.server.post("/_sandbox/users", account=number, name="suite", policy=everything)
+            session = accounts.session(key["access_key_id"], key["secret_access_key"])
+            found.append(Account(number, REGION, url, session))
+        super().__init__(found)
+
+    def disturb(self, group):
+        """Splits all open shards of the source's stream."""
+        self.server.post("/_sandbox/split", table=group.source.arn)
 
 
 class Ministack(Endpoint):
@@ -87,7 +112,7 @@ class Ministack(Endpoint):
 
     name = "ministack"
 
-    def __init__(self, directory):
+    def __init__(self, directory, _binary):
         url = self._serve(servers.ministack, directory)
         super().__init__([Account(number, REGION, url, accounts.session(number)) for number in NUMBERS])
 
@@ -109,7 +134,7 @@ class Moto(Endpoint):
         SIZE_LIMIT: "moto refuses an item of exactly 400 KB: it counts the JSON around it, too",
     }
 
-    def __init__(self, directory):
+    def __init__(self, directory, _binary):
         url = self._serve(servers.moto, directory)
         sts = accounts.session("test").client("sts", region_name=REGION, endpoint_url=url)
         found = []
@@ -130,7 +155,7 @@ class DynamoDbLocal(Endpoint):
         PERMISSIONS: "DynamoDB Local has no policies",
     }
 
-    def __init__(self, _directory):
+    def __init__(self, _directory, _binary):
         url = shim.start(_required("SHARDWALKER_ENDPOINT_URL"))
         super().__init__([Account(number, REGION, url, accounts.session(number)) for number in NUMBERS])
 
@@ -151,7 +176,7 @@ class Aws(Endpoint):
 
     name = "aws"
 
-    def __init__(self, _directory):
+    def __init__(self, _directory, _binary):
         region = os.environ.get("SHARDWALKER_REGION", REGION)
         url = os.environ.get("SHARDWALKER_ENDPOINT_URL")
         found = []
@@ -201,4 +226,4 @@ def _required(name):
     return value
 
 
-KINDS = {kind.name: kind for kind in (Ministack, Moto, DynamoDbLocal, Aws)}
+KINDS = {kind.name: kind for kind in (Sandbox, Ministack, Moto, DynamoDbLocal, Aws)}

@@ -17,7 +17,7 @@ sys.path.insert(0, str(HERE))
 
 import venvs  # noqa: E402  (standard library only, like everything up to the re-execution below)
 
-KINDS = ("ministack", "moto", "dynamodb-local", "aws")
+KINDS = ("ministack", "moto", "sandbox", "dynamodb-local", "aws")
 
 
 def parse(argv):

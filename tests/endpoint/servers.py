@@ -1,6 +1,7 @@
 """Endpoints that the suite starts itself: on loopback only, on a free port, waited for with a limit."""
 
 import dataclasses
+import json
 import os
 import signal
 import subprocess
@@ -28,6 +29,27 @@ class Server:
     def resume(self):
         """SIGCONT: what was sent meanwhile is answered late."""
         self.process.send_signal(signal.SIGCONT)
+
+
+@dataclasses.dataclass(frozen=True)
+class SandboxServer(Server):
+    """The sandbox: it can be turned over its admin paths."""
+
+    def post(self, path, **body):
+        """What an admin path answers to `body`."""
+        data = json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, {"content-type": "application/json"})
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+
+
+def sandbox(directory, binary):
+    """Starts the embedded sandbox; returns it."""
+    port = processes.free_port()
+    environment = {"PATH": os.environ["PATH"]}
+    command = [binary, "sandbox", "--listen", f"127.0.0.1:{port}"]
+    started = _started("sandbox", command, environment, directory, port, "/_sandbox/health")
+    return SandboxServer(started.url, started.process)
 
 
 def ministack(directory):

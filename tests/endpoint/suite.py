@@ -12,11 +12,30 @@ import traceback
 import endpoints
 import load
 import venvs
-from cases import exact_types, external_id, missing_permission, outage, replicate, too_large, two_workers
+from cases import (
+    exact_types,
+    external_id,
+    missing_permission,
+    outage,
+    replicate,
+    three_workers,
+    too_large,
+    two_workers,
+)
 from config import Settings
+from proxies import Proxy
 from service import Service
 
-CASES = (replicate, exact_types, too_large, external_id, missing_permission, two_workers, outage)
+CASES = (
+    replicate,
+    exact_types,
+    too_large,
+    external_id,
+    missing_permission,
+    two_workers,
+    three_workers,
+    outage,
+)
 
 
 class Context:
@@ -30,6 +49,7 @@ class Context:
         self._items = arguments.items or endpoint.items
         self._services = []
         self._groups = []
+        self._proxies = []
 
     def say(self, text):
         """A line about what the case has seen."""
@@ -48,6 +68,12 @@ class Context:
         self._services.append(service)
         return service
 
+    def proxy(self):
+        """A proxy to the endpoint that can be cut; ended after the case."""
+        proxy = Proxy(self.endpoint.source_account.endpoint)
+        self._proxies.append(proxy)
+        return proxy
+
     def load(self, group, items=None):
         """The application on the group's source, with at most so many items of the data."""
         limit = min((limit for limit in (items, self._items) if limit is not None), default=None)
@@ -59,6 +85,8 @@ class Context:
         """Ends the services and removes the tables."""
         for service in self._services:
             service.end()
+        for proxy in self._proxies:
+            proxy.cut()
         for group in self._groups:
             self.endpoint.discard(group)
 
@@ -75,7 +103,7 @@ def run(arguments):
     ).stdout.strip()
     print(f"endpoint suite: {version or arguments.binary} on {arguments.endpoint}, seed {seed}", flush=True)
     print(f"     logs and configs: {_shown(directory)}")
-    endpoint = endpoints.KINDS[arguments.endpoint](directory)
+    endpoint = endpoints.KINDS[arguments.endpoint](directory, arguments.binary)
     passed, failed = 0, 0
     for case in cases:
         reason = endpoint.left_out(case.NEEDS)

@@ -9,8 +9,10 @@
     reason = "a test fails by panicking and says so"
 )]
 
+mod commands;
 mod demo;
 mod lanes;
+mod operator;
 mod peer;
 mod preflight;
 mod process;

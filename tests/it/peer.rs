@@ -53,6 +53,9 @@ async fn parts() -> Parts {
         partition_key: "id".into(),
         stamp: STAMP.into(),
         max_drift: Duration::from_secs(60),
+        max_writes: None,
+        gate: None,
+        guard: None,
         clock,
         ledger: ledger.clone(),
         heart: None,
@@ -313,7 +316,7 @@ async fn a_worker_is_dead_when_its_counter_stands_still_for_a_lease() {
 #[tokio::test(start_paused = true)]
 async fn a_letter_larger_than_a_row_is_split_and_comes_back_whole() {
     let parts = parts().await;
-    let letters = DeadLetters::new(parts.state.clone(), parts.clock);
+    let letters = DeadLetters::new(parts.state.clone(), parts.clock, 1000);
     let mut random = StdRng::seed_from_u64(7);
     let mut image = || {
         let mut bytes = vec![0; 300 * 1024];
@@ -336,22 +339,22 @@ async fn a_letter_larger_than_a_row_is_split_and_comes_back_whole() {
     for reason in [Reason::Refused, Reason::Behind] {
         letters.keep(lane, &change, parts.at(0), reason, &why).await.unwrap();
     }
-    assert!(letters.has("copy", "b", key().digest()).await.unwrap());
     assert_eq!(letters.keys("copy", "b").await.unwrap().into_iter().collect::<Vec<_>>(), [key().digest()]);
     let rows = parts.world.rows("dead#copy#b");
     assert!(rows.len() >= 2, "{} rows", rows.len());
     assert_eq!(rows[0]["reason"]["S"], "refused", "the first reason stays");
     assert_eq!(rows[0]["parts"]["N"], rows.len().to_string());
-    let body: Vec<u8> = rows
-        .iter()
-        .flat_map(|row| {
-            use base64::Engine as _;
-            base64::engine::general_purpose::STANDARD.decode(row["data"]["B"].as_str().unwrap()).unwrap()
-        })
-        .collect();
-    let back = dead_letters::decode(&body).unwrap();
+    let letter = letters.letters("copy", "b", None).await.unwrap().remove(0);
+    assert_eq!((letter.attempts, letter.reason), (1, Reason::Refused));
+    let back = letters.record("copy", "b", &letter).await.unwrap();
     assert_eq!(
         (back.sequence, back.key, back.old, back.new),
         (change.sequence, change.key, change.old, change.new)
     );
+    for _ in 0..2 {
+        letters.remove("copy", "b", &letter).await.unwrap();
+        assert!(parts.world.rows("dead#copy#b").is_empty());
+    }
+    assert!(letters.release("copy", "b", key().digest()).await.unwrap());
+    assert!(parts.world.rows("dead-keys#copy#b").is_empty());
 }

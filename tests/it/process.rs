@@ -16,20 +16,20 @@ use tokio_util::sync::CancellationToken;
 
 const LIMIT: Duration = Duration::from_secs(30);
 
-struct Process {
+pub(crate) struct Process {
     child: Child,
     admin: u16,
 }
 
-struct Served {
-    world: World,
+pub(crate) struct Served {
+    pub(crate) world: World,
     endpoint: String,
     directory: TempDir,
     _serving: Tasks<std::io::Result<()>>,
 }
 
 impl Served {
-    async fn new() -> Self {
+    pub(crate) async fn new() -> Self {
         let world = World::now();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
@@ -39,8 +39,26 @@ impl Served {
         Self { world, endpoint, directory: TempDir::new().unwrap(), _serving: serving }
     }
 
+    /// Runs another command on the config of the last start: its exit code, stdout and stderr.
+    pub(crate) async fn command(&self, args: &[&str]) -> (i32, String, String) {
+        let keys = &self.world.keys;
+        let output = Command::new(env!("CARGO_BIN_EXE_shardwalker"))
+            .args(args)
+            .env("SHARDWALKER_CONFIG", self.directory.path().join("shardwalker.toml"))
+            .env("AWS_ACCESS_KEY_ID", &keys.access_key_id)
+            .env("AWS_SECRET_ACCESS_KEY", &keys.secret_access_key)
+            .env("USER", "op")
+            .env_remove("AWS_PROFILE")
+            .stdin(Stdio::null())
+            .kill_on_drop(true)
+            .output();
+        let output = tokio::time::timeout(LIMIT, output).await.unwrap().unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+    }
+
     /// Starts the service, and waits until it says that it is ready.
-    async fn run(&self, grace: &str) -> Process {
+    pub(crate) async fn run(&self, grace: &str) -> Process {
         let free = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let admin = free.local_addr().unwrap().port();
         drop(free);
@@ -78,7 +96,7 @@ impl Served {
 
 impl Process {
     /// The status and body of an admin page; status 0 while nobody listens.
-    async fn get(&self, path: &str) -> (u16, String) {
+    pub(crate) async fn get(&self, path: &str) -> (u16, String) {
         let Ok(mut stream) = TcpStream::connect(("127.0.0.1", self.admin)).await else {
             return (0, String::new());
         };
@@ -90,20 +108,20 @@ impl Process {
         (status, answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default())
     }
 
-    fn signal(&self, name: &str) {
+    pub(crate) fn signal(&self, name: &str) {
         let pid = self.child.id().unwrap().to_string();
         let sent = std::process::Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap();
         assert!(sent.success());
     }
 
     /// The exit code and what it said on stderr.
-    async fn end(self) -> (Option<i32>, String) {
+    pub(crate) async fn end(self) -> (Option<i32>, String) {
         let output = tokio::time::timeout(LIMIT, self.child.wait_with_output()).await.unwrap().unwrap();
         (output.status.code(), String::from_utf8(output.stderr).unwrap())
     }
 }
 
-async fn until(what: &str, state: impl AsyncFn() -> bool) {
+pub(crate) async fn until(what: &str, state: impl AsyncFn() -> bool) {
     let limit = Instant::now() + LIMIT;
     while !state().await {
         assert!(Instant::now() < limit, "{what}: not within {LIMIT:?}");
@@ -127,7 +145,7 @@ async fn a_term_signal_drains_and_exits_with_0() {
     assert!(said.contains("draining") && said.contains("stopped"), "{said}");
     let rows = served.world.rows("lease#copy");
     assert!(rows.len() == 2 && rows.iter().all(|row| row.get("owner").is_none()), "{rows:?}");
-    assert!(served.world.rows("workers").is_empty());
+    assert!(served.world.rows("fleet").is_empty());
     // What came too late for the drain is for the next start.
     let process = served.run("25s").await;
     until("members are equal", async || served.world.all_equal()).await;

@@ -311,7 +311,7 @@ proptest! {
         in_time(async {
             let world = World::new();
             let (state, clock) = state(&world).await;
-            let letters = DeadLetters::new(state, clock);
+            let letters = DeadLetters::new(state, clock, 1000);
             let why = Failure::new(Class::Invalid, "ValidationException", "too large");
             let lane = dead_letters::Lane { route: "r", peer: "p", shard: "shardId-1" };
             for change in &changes {
@@ -322,7 +322,7 @@ proptest! {
                 let start = format!("{}#{:0>40}#", change.key.digest(), change.sequence.as_str());
                 let parts = rows.iter().filter(|row| row["sk"]["S"].as_str().unwrap().starts_with(&start));
                 let body: Vec<u8> = parts.flat_map(|row| bytes(row["data"]["B"].as_str().unwrap())).collect();
-                let read = dead_letters::decode(&body).unwrap();
+                let read = dead_letters::record::decode(&body).unwrap();
                 prop_assert_eq!(Change { size: 0, ..read }, change);
             }
             prop_assert!(world.rows("dead-keys#r#p").len() <= rows.len());

@@ -8,16 +8,18 @@ use std::collections::{BTreeMap, BTreeSet};
 const DOCS: &str = include_str!("../../../docs/config.md");
 const EXAMPLE: &str = include_str!("../../../deploy/config.example.toml");
 const TOP: &str = "Top level";
-const SECTIONS: [&str; 10] = [
+const SECTIONS: [&str; 12] = [
     TOP,
     "[state]",
     "[state.assume_role]",
     "[[member]]",
     "[member.assume_role]",
     "[[route]]",
+    "[route.guard]",
     "[read]",
     "[write]",
     "[lease]",
+    "[dead_letters]",
     "[admin]",
 ];
 
@@ -64,6 +66,7 @@ fn with(section: &str, line: &str) -> String {
             1,
         ),
         "[[route]]" => format!("{SOUND}{line}\n"),
+        "[route.guard]" => format!("{SOUND}[route.guard]\nmax_delete_share = 0.5\n{line}\n"),
         _ => format!("{SOUND}{section}\n{line}\n"),
     }
 }
@@ -74,7 +77,7 @@ fn known(section: &str) -> BTreeSet<String> {
     let (_, keys) = problems[0].split_once("; the keys here are ").unwrap();
     let mut keys: BTreeSet<String> = keys.split(", ").map(str::to_owned).collect();
     if section == TOP {
-        for section in ["state", "member", "route", "read", "write", "lease", "admin"] {
+        for section in ["state", "member", "route", "read", "write", "lease", "dead_letters", "admin"] {
             assert!(keys.remove(section), "{section} is a section");
         }
     }
@@ -118,7 +121,7 @@ fn documented_ranges_are_the_ranges() {
             let Some((_, most)) = row.range.split_once(" to ").filter(|(_, most)| !most.contains(' ')) else {
                 continue;
             };
-            let beyond = if most.parse::<u64>().is_ok() { "99999" } else { "\"999d\"" };
+            let beyond = most.parse::<u64>().map_or("\"999d\"".to_owned(), |most| (most + 1).to_string());
             let problems = report(&with(section, &format!("{} = {beyond}", row.key)));
             let expected = format!("\"{}\" must be from {}, not ", row.key, row.range);
             assert!(problems[0].contains(&expected), "{problems:?} and {expected}");
@@ -158,7 +161,8 @@ fn the_example_file_is_sound_with_and_without_its_comments() {
     for section in SECTIONS {
         for key in known(section) {
             let written = whole.iter().any(|line| line.starts_with(&format!("{key} = ")));
-            assert!(written || key == "assume_role", "{key} of {section} is in the example");
+            let table = ["assume_role", "guard"].contains(&key.as_str());
+            assert!(written || table, "{key} of {section} is in the example");
         }
     }
 }

@@ -3,8 +3,8 @@
 
 use super::SOUND;
 use crate::config::{
-    Access, Admin, AssumeRole, Config, Lease, Member, OnGap, Place, Read, Route, Start, State, TableArn,
-    Write,
+    Access, Admin, AssumeRole, Config, DeadLetters, Guard, Lease, Member, OnGap, Place, Read, Route, Start,
+    State, TableArn, Write,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -206,7 +206,20 @@ fn member(index: usize) -> impl Strategy<Value = Member> {
 }
 
 prop_compose! {
-    /// A route without its peers.
+    fn guard()(
+        window in millis(10_000..=3_600_000),
+        max_deletes in option::of(0..=1_000_000_000_u32),
+        share in 0.001..=1.0,
+        both in any::<bool>(),
+        min_changes in 1..=1_000_000_u32,
+    ) -> Guard {
+        let max_delete_share = (both || max_deletes.is_none()).then_some(share);
+        Guard { window, max_deletes, max_delete_share, min_changes }
+    }
+}
+
+prop_compose! {
+    /// A route without its peers; a rate is under index 0.
     fn route()(
         name in "[a-zA-Z0-9_.-]{1,20}",
         ttl_deletes in any::<bool>(),
@@ -217,8 +230,14 @@ prop_compose! {
         ],
         on_gap in prop_oneof![Just(OnGap::Stop), Just(OnGap::Continue)],
         max_clock_drift in millis(1_000..=3_600_000),
+        rate in option::of(1..=1_000_000_u32),
+        guard in option::of(guard()),
     ) -> Route {
-        Route { name, from: 0, to: Vec::new(), ttl_deletes, stamp: String::new(), start, on_gap, max_clock_drift }
+        let max_writes = rate.into_iter().map(|rate| (0, rate)).collect();
+        Route {
+            name, from: 0, to: Vec::new(), ttl_deletes, stamp: String::new(), start, on_gap, max_clock_drift, max_writes,
+            guard,
+        }
     }
 }
 
@@ -237,6 +256,7 @@ fn members_and_routes() -> impl Strategy<Value = (Vec<Member>, Vec<Route>)> {
             let routes = routes.into_iter().enumerate().map(|(from, (route, to))| Route {
                 name: format!("{}{from}", route.name),
                 from,
+                max_writes: route.max_writes.into_values().map(|rate| (to[0], rate)).collect(),
                 to,
                 stamp: stamp.clone(),
                 ..route
@@ -262,6 +282,7 @@ prop_compose! {
         renew_interval in millis(100..=1_000),
         worker in option::of("[!-~]{1,40}"),
         listen in option::of(any::<std::net::SocketAddrV4>().prop_map(Into::into)),
+        per_key in 1..=10_000_u32,
         stall_after in millis(10_000..=86_400_000),
         grace in millis(0..=3_600_000),
         access_patience in millis(0..=900_000),
@@ -273,6 +294,7 @@ prop_compose! {
             read: Read { idle_interval, min_interval, list_interval, describe_rate, memory_mb },
             write: Write { in_flight, request_timeout, checkpoint_interval },
             lease: Lease { duration, renew_interval, worker },
+            dead_letters: DeadLetters { per_key },
             admin: Admin { listen, stall_after },
             grace,
             access_patience,
@@ -319,6 +341,18 @@ fn render(config: &Config) -> String {
             quote(&route.stamp),
             time(route.max_clock_drift),
         );
+        let rates: Vec<String> =
+            route.max_writes.iter().map(|(peer, rate)| format!("{} = {rate}", name(peer))).collect();
+        let _ = writeln!(text, "max_writes_per_second = {{ {} }}", rates.join(", "));
+        if let Some(Guard { window, max_deletes, max_delete_share, min_changes }) = &route.guard {
+            let _ = writeln!(text, "[route.guard]\nwindow = {}\nmin_changes = {min_changes}", time(*window));
+            if let Some(deletes) = max_deletes {
+                let _ = writeln!(text, "max_deletes = {deletes}");
+            }
+            if let Some(share) = max_delete_share {
+                let _ = writeln!(text, "max_delete_share = {share:?}");
+            }
+        }
     }
     let Read { idle_interval, min_interval, list_interval, describe_rate, memory_mb } = &config.read;
     let _ = writeln!(
@@ -341,6 +375,7 @@ fn render(config: &Config) -> String {
     if let Some(worker) = worker {
         let _ = writeln!(text, "worker = {}", quote(worker));
     }
+    let _ = writeln!(text, "[dead_letters]\nper_key = {}", config.dead_letters.per_key);
     let listen = config.admin.listen.map_or("off".to_owned(), |address| address.to_string());
     let _ = writeln!(
         text,

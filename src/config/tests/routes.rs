@@ -142,3 +142,36 @@ fn sources_of_one_peer_have_their_own_numbers_and_one_stamp() {
         ],
     );
 }
+
+#[test]
+fn rates_are_for_all_peers_or_for_those_that_are_named() {
+    let rates = |line: &str| parse(&plus(line)).map(|config| config.routes[0].max_writes.clone());
+    assert_eq!(rates("max_writes_per_second = 50"), Ok([(1, 50)].into()));
+    assert_eq!(rates("max_writes_per_second = { new = 7 }"), Ok([(1, 7)].into()));
+    refuses(
+        &plus("max_writes_per_second = { old = 7 }"),
+        &[
+            "f.toml:15:25: \"max_writes_per_second\" names \"old\"; it must be one of the route's peers, as in \"to\"",
+        ],
+    );
+    refuses(
+        &plus("max_writes_per_second = { new = 0 }"),
+        &["f.toml:15:25: \"max_writes_per_second\" of \"new\" must be from 1 to 1000000, not 0"],
+    );
+}
+
+#[test]
+fn a_guard_needs_a_limit() {
+    refuses(
+        &plus("guard = { window = \"1min\" }"),
+        &[
+            "f.toml:15:9: missing key \"max_deletes\" in [route.guard]; or \"max_delete_share\": a guard needs something to guard against",
+        ],
+    );
+    refuses(
+        &plus("guard = { max_delete_share = 1.5 }"),
+        &["f.toml:15:30: \"max_delete_share\" must be more than 0 and at most 1, such as 0.5"],
+    );
+    let config = parse(&plus("guard = { max_deletes = 0 }")).unwrap();
+    assert_eq!(config.routes[0].guard.as_ref().map(|guard| guard.max_deletes), Some(Some(0)));
+}

@@ -2,6 +2,7 @@
 
 import time
 
+import accounts
 import compare
 from config import PEERS
 from load import BATCH
@@ -36,7 +37,7 @@ def run(context):
     context.say(
         f"{len(load.expected)} items identical in {len(held)} accounts, stamps well-formed and the same"
     )
-    look_at_metrics(context, service)
+    look_at_metrics(context, group, service)
     stop(context, group, service, held)
 
 
@@ -88,15 +89,19 @@ def converge(context, group, load, service):
     return held
 
 
-def look_at_metrics(context, service):
+def look_at_metrics(context, group, service):
     """The metrics of the last process agree with what it did, once it has nothing left to do."""
+    # A worker that could not renew its row in time abandons what it has read, and a lane that was let go reads again.
+    again = "it stops writing" in service.output() or total(service.metrics(), "shardwalker_lanes_let_go_total") > 0
+    if again:
+        context.say("this machine was too slow for the lease, or a lane was let go: records were read more than once")
 
     def settled():
         samples = service.metrics()
         read = total(samples, "shardwalker_records_read_total")
         done = [total(samples, "shardwalker_changes_total", peer=peer) for peer in PEERS]
         at_work = total(samples, "shardwalker_in_flight")
-        return read > 0 and done == [read, read] and at_work == 0, (read, done, at_work)
+        return read > 0 and (again or done == [read, read]) and at_work == 0, (read, done, at_work)
 
     read, _, _ = until("every record that was read has an outcome at every peer", settled, 20)
     samples = service.metrics()
@@ -106,7 +111,9 @@ def look_at_metrics(context, service):
         assert total(samples, "shardwalker_lag_seconds_count", peer=peer) > 0, (
             f"no lag was measured for {peer}"
         )
-    assert total(samples, "shardwalker_leases_held") == 1, "one shard, but not one lease"
+    shards = accounts.open_shards(group.source)
+    held = total(samples, "shardwalker_leases_held")
+    assert held == shards, f"{shards} open shards, but {held:.0f} leases"
     assert total(samples, "process_resident_memory_bytes") > 0, "no metrics of the process"
     assert service.get("/healthz")[0] == OK, f"/healthz: {service.get('/healthz')}"
     megabytes = total(samples, "process_resident_memory_bytes") / 1e6

@@ -1,0 +1,200 @@
+//! `status`: all workers together, from the state table alone.
+
+use super::table::table;
+use super::{ConfigArg, FOUND, answer, complain};
+use crate::clock::Clock;
+use crate::gaps::Gaps;
+use crate::status::{Look, Reader, Status, assemble};
+use anyhow::Context as _;
+use std::process::ExitCode;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Arguments of `status`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    #[command(flatten)]
+    config: ConfigArg,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Wait until every peer has all that was written before, then print; exit with 1 when that takes too long
+    #[arg(long, value_enum, value_name = "STATE")]
+    wait: Option<Wait>,
+    /// How long to wait
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "10min")]
+    timeout: Duration,
+    /// Print every shard
+    #[arg(long)]
+    shards: bool,
+    /// The gaps of a route are made up for: they need no operator any more
+    #[arg(long, value_name = "ROUTE")]
+    settle_gaps: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Wait {
+    /// Everything that is in the streams is applied
+    CaughtUp,
+}
+
+pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let config = match args.config.load() {
+        Ok(config) => config,
+        Err(code) => return Ok(code),
+    };
+    let state = super::state_table(&config).await?;
+    let clock = Clock::system();
+    if let Some(route) = &args.settle_gaps {
+        super::pause::check(&config, route, None)?;
+        let settled = Gaps::new(state.clone(), clock).settle(route, &super::pause::whoami()).await;
+        complain(&format!("route {route}: {} gaps settled", settled.context("the gaps were not settled")?));
+    }
+    let reader = Reader { config: &config, state, clock };
+    let (beat, lease) = (config.lease.renew_interval, config.lease.duration);
+    let look = || async { reader.look().await.context("the state table could not be read") };
+    let first = look().await?;
+    let (status, in_time) = match args.wait {
+        None => (settled(&first, beat, lease, look).await?, true),
+        Some(Wait::CaughtUp) => {
+            let begun = Instant::now();
+            let mut mark = None;
+            loop {
+                tokio::time::sleep((beat / 2).max(Duration::from_millis(100))).await;
+                let now = look().await?;
+                let status = assemble(&now, &moved(&first, &now), lease);
+                // What a worker says is about the last one and a half beats (`Heart`). So it is about what was written
+                // before this command when it was said in a beat that began later than that: one may have been
+                // under way, the one after it was not.
+                let marked = match &mark {
+                    Some(mark) => mark,
+                    None if begun.elapsed() < beat * 3 / 2 => &now,
+                    None => mark.insert(now.clone()),
+                };
+                let count = |look: &Look, name: &str| look.workers.get(name).map_or(0, |row| row.counter);
+                let fresh = |name: &str| count(&now, name) >= count(marked, name) + 2;
+                let mut alive = status.workers.iter().filter(|(_, worker)| worker.alive).peekable();
+                let all_fresh = alive.peek().is_some() && alive.all(|(name, _)| fresh(name));
+                if status.caught_up() && all_fresh {
+                    break (status, true);
+                }
+                if begun.elapsed() >= args.timeout {
+                    break (status, false);
+                }
+            }
+        }
+    };
+    if args.json {
+        answer(&serde_json::to_string_pretty(&status)?);
+    } else {
+        print(&status, args.shards);
+    }
+    if !in_time {
+        complain("not every peer has caught up in time");
+    }
+    let fine = in_time && (status.problems.is_empty() || args.wait.is_some());
+    Ok(if fine { ExitCode::SUCCESS } else { ExitCode::from(FOUND) })
+}
+
+/// The status of a look; whoever seems dead is looked at again a beat later.
+async fn settled<F>(
+    first: &Look,
+    beat: Duration,
+    lease: Duration,
+    look: impl Fn() -> F,
+) -> anyhow::Result<Status>
+where
+    F: Future<Output = anyhow::Result<Look>>,
+{
+    let status = assemble(first, &[], lease);
+    if status.workers.values().all(|worker| worker.alive) {
+        return Ok(status);
+    }
+    // Beats are spread by a fifth.
+    tokio::time::sleep(beat * 3 / 2).await;
+    let second = look().await?;
+    Ok(assemble(&second, &moved(first, &second), lease))
+}
+
+/// The workers whose counters moved between two looks.
+fn moved<'a>(first: &Look, second: &'a Look) -> Vec<&'a str> {
+    let moved = |(name, row): &(&String, &crate::status::WorkerRow)| {
+        first.workers.get(*name).is_none_or(|before| before.counter != row.counter)
+    };
+    second.workers.iter().filter(moved).map(|(name, _)| name.as_str()).collect()
+}
+
+fn print(status: &Status, shards: bool) {
+    let seconds = |seconds: u64| humantime::format_duration(Duration::from_secs(seconds)).to_string();
+    let workers: Vec<[String; 4]> = status
+        .workers
+        .iter()
+        .map(|(name, worker)| {
+            let held = worker.shards.iter().map(|(route, count)| format!("{route} {count}"));
+            [
+                name.clone(),
+                if worker.alive { "alive" } else { "dead" }.to_owned(),
+                format!("{} ago", seconds(worker.beat_seconds_ago)),
+                held.collect::<Vec<_>>().join(", "),
+            ]
+        })
+        .collect();
+    answer(&table(["WORKER", "STATE", "BEAT", "SHARDS"], &workers));
+    let mut peers = Vec::new();
+    for (name, route) in &status.routes {
+        for (peer, state) in &route.peers {
+            let letters = state.dead_letters;
+            let how = match (&state.paused, state.caught_up) {
+                (Some(_), _) => "paused",
+                (None, true) => "caught up",
+                (None, false) => "behind",
+            };
+            peers.push([
+                name.clone(),
+                peer.clone(),
+                how.to_owned(),
+                seconds(state.lag_seconds),
+                state.pending.to_string(),
+                seconds(state.time_to_loss_seconds),
+                format!("{} refused, {} behind", letters.refused, letters.behind),
+                format!("{} open, {} done", route.shards.len(), route.done),
+            ]);
+        }
+    }
+    let header = ["ROUTE", "PEER", "STATE", "LAG", "PENDING", "TIME TO LOSS", "DEAD LETTERS", "SHARDS"];
+    answer(&format!("\n{}", table(header, &peers)));
+    if shards {
+        print_shards(status);
+    }
+    for (name, route) in &status.routes {
+        for (peer, pause) in
+            route.peers.iter().filter_map(|(peer, state)| Some((peer, state.paused.as_ref()?)))
+        {
+            answer(&format!("\nroute {name}, peer {peer}: {pause}"));
+        }
+    }
+    for problem in &status.problems {
+        answer(&format!("\n{}\n  {}", problem.what, problem.remedy));
+    }
+}
+
+fn print_shards(status: &Status) {
+    let mut rows = Vec::new();
+    for (name, route) in &status.routes {
+        for shard in &route.shards {
+            for (peer, checkpoint) in &shard.peers {
+                let or = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
+                rows.push([
+                    name.clone(),
+                    shard.shard.clone(),
+                    or(&shard.owner),
+                    peer.clone(),
+                    if checkpoint.done { "done".to_owned() } else { or(&checkpoint.created) },
+                    or(&checkpoint.sequence),
+                ]);
+            }
+        }
+    }
+    let header = ["ROUTE", "SHARD", "HELD BY", "PEER", "APPLIED TO", "SEQUENCE"];
+    answer(&format!("\n{}", table(header, &rows)));
+}
