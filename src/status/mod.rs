@@ -1,7 +1,7 @@
 //! What is going on in all workers together, as the state table alone shows it.
 //!
 //! [`progress`] is what each worker publishes of itself with every beat. [`Reader`] reads all that is known, [`look`],
-//! and [`assemble`] makes a [`Status`] of it, pure: who holds what, how far each peer is, and what needs an operator.
+//! and [`assemble()`] makes a [`Status`] of it, pure: who holds what, how far each peer is, and what needs an operator.
 //!
 //! Whether a worker lives is judged by the age of its last beat, as its own clock wrote it. Clocks of machines differ,
 //! so one that looks dead is looked at again a beat later: if its counter has moved it lives. Leases go by counters

@@ -157,8 +157,10 @@ fn a_seed_runs_the_same_twice() {
 /// on one-way routes it is the second line behind the fence, and what gets past that is in `standstill`.)
 #[test]
 fn without_a_rule_some_seed_diverges() {
-    for sabotage in [Sabotage::NoConditions, Sabotage::NoFencing, Sabotage::NoParents] {
-        let found = explore(1..100, Some(sabotage));
+    // From where it was last found: the search takes longer than the proof.
+    for (sabotage, from) in [(Sabotage::NoParents, 1), (Sabotage::NoConditions, 19), (Sabotage::NoFencing, 7)]
+    {
+        let found = explore(from..100, Some(sabotage));
         let outcome = found.expect_err(&format!("{sabotage:?} must be found"));
         eprintln!("{sabotage:?}: seed {}: {}", outcome.seed, outcome.violation.unwrap());
     }
