@@ -313,7 +313,12 @@ impl Service {
             helpers.spawn(http::serve(listener, admin, stop_admin.clone()));
         }
         let policy = Policy::for_at_most(config.access_patience);
-        let first = retry::run(policy, &Jitter::seeded(0), &drain, |_, _| (), || heart.beat()).await;
+        // The others are known before the first lease is taken.
+        let once = || async {
+            heart.beat().await?;
+            heart.look().await
+        };
+        let first = retry::run(policy, &Jitter::seeded(0), &drain, |_, _| (), once).await;
         match first {
             Ok(()) => {}
             Err(GaveUp::Failed(failure)) => return Err(ServiceError::Rows(failure)),

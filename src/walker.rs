@@ -42,6 +42,10 @@ pub struct WalkerParts {
     pub drain: CancellationToken,
     /// Cancelled when the worker may not write any more.
     pub fence: CancellationToken,
+    /// Peers that may begin in the shard while it is walked.
+    pub joins: mpsc::UnboundedReceiver<(String, Position)>,
+    /// Told when a peer finished the shard and that is checkpointed.
+    pub progress: mpsc::UnboundedSender<()>,
 }
 
 /// How a walk ended.
@@ -71,6 +75,8 @@ pub struct Walker {
     take: Take,
     drain: CancellationToken,
     fence: CancellationToken,
+    joins: mpsc::UnboundedReceiver<(String, Position)>,
+    progress: mpsc::UnboundedSender<()>,
     status: Arc<ShardStatus>,
 }
 
@@ -84,18 +90,30 @@ impl Walker {
     /// A walker that has not begun.
     #[must_use]
     pub fn new(parts: WalkerParts) -> Self {
-        let WalkerParts { route, held, take, drain, fence } = parts;
+        let WalkerParts { route, held, take, drain, fence, joins, progress } = parts;
         let shard: Arc<str> = take.seen.shard.as_str().into();
         let peers: Vec<&str> = take.starts.keys().map(String::as_str).collect();
         let status = route.board.walks(&route.name, &shard, &peers);
-        Self { route, shard, held, take, drain, fence, status }
+        Self { route, shard, held, take, drain, fence, joins, progress, status }
     }
 
     /// Walks the shard.
-    pub async fn run(self) -> End {
+    pub async fn run(mut self) -> End {
         let _held = Counted::new(self.route.metrics.leases_held.with_label_values(&[&self.route.name]));
         let span = tracing::info_span!("shard", route = &*self.route.name, shard = &*self.shard);
-        let end = self.walk().instrument(span).await;
+        let mut joins = std::mem::replace(&mut self.joins, closed());
+        let drain = self.drain.clone();
+        // A peer that joins starts with the others when the shard is taken again.
+        let joined = async {
+            if joins.recv().await.is_some() {
+                drain.cancel();
+            }
+            std::future::pending::<End>().await
+        };
+        let end = tokio::select! {
+            end = self.walk().instrument(span) => end,
+            end = joined => end,
+        };
         self.route.board.leaves(&self.route.name, &self.shard);
         end
     }
@@ -146,6 +164,7 @@ impl Walker {
         if !self.save_last(&mut lanes, end == End::Finished).await {
             return End::Lost;
         }
+        let _nobody_asks_any_more = self.progress.send(());
         if let Some(Reading::Stopped(reason)) = ended {
             // The lease is kept, so that no other worker runs into the same wall again and again.
             let stopped = self.route.metrics.shards_stopped.with_label_values(&[&*self.route.name, reason]);
@@ -378,6 +397,7 @@ impl Walker {
         };
         *last = Some(newest.created);
         metrics.pages.with_label_values(&[&*self.route.name, "full"]).inc();
+        self.held.count(changes.len() as u64);
         metrics.records_read.with_label_values(&[&self.route.name]).inc_by(changes.len() as u64);
         let age = self.route.clock.now().duration_since(newest.created).unwrap_or_default();
         metrics.read_lag.with_label_values(&[&self.route.name]).observe(age.as_secs_f64());
@@ -450,6 +470,11 @@ impl Walker {
         tracing::error!(reason, why, "the shard stops here and waits for an operator; other shards go on");
         Reading::Stopped(reason)
     }
+}
+
+#[expect(clippy::disallowed_methods, reason = "it is closed")]
+fn closed() -> mpsc::UnboundedReceiver<(String, Position)> {
+    mpsc::unbounded_channel().1
 }
 
 /// The positions that differ from what is saved; with `done`, all of them, marked as done.

@@ -21,6 +21,7 @@ use shardwalker::peer::{Outcome, Peer, PeerParts};
 use shardwalker::retry::Jitter;
 use shardwalker::sandbox::faults::{Effect, Rule};
 use shardwalker::state::StateTable;
+use shardwalker::stream::graph::Shard;
 use shardwalker::telemetry::metrics::Metrics;
 use shardwalker::version::{Hlc, Stamp, Version};
 use std::collections::BTreeMap;
@@ -229,7 +230,8 @@ async fn a_reader_that_is_dropped_leaves_the_others_their_answers() {
 
 fn lease() -> Lease {
     let peers = BTreeMap::from([("b".to_owned(), PeerPosition::default())]);
-    Lease { shard: "shardId-1".into(), parent: None, owner: None, epoch: 0, initial: true, peers }
+    let shard = Shard { id: "shardId-1".into(), parent: None, closed: false };
+    Lease { initial: true, peers, ..Lease::new(&shard) }
 }
 
 fn position(sequence: &str, millis: u64) -> BTreeMap<String, PeerPosition> {
