@@ -286,6 +286,12 @@ impl Service {
         &self.board
     }
 
+    /// This worker's name in the state table.
+    #[must_use]
+    pub fn worker(&self) -> &str {
+        self.heart.worker()
+    }
+
     /// The metrics.
     #[must_use]
     pub fn metrics(&self) -> &Metrics {

@@ -11,6 +11,9 @@
 #[cfg(feature = "sandbox")]
 mod demo;
 #[cfg(feature = "sandbox")]
+mod leases;
+
+#[cfg(feature = "sandbox")]
 mod peer;
 #[cfg(feature = "sandbox")]
 mod preflight;
