@@ -164,7 +164,9 @@ impl Walker {
         if !self.save_last(&mut lanes, end == End::Finished).await {
             return End::Lost;
         }
-        let _nobody_asks_any_more = self.progress.send(());
+        if end == End::Finished {
+            let _nobody_asks_any_more = self.progress.send(());
+        }
         if let Some(Reading::Stopped(reason)) = ended {
             // The lease is kept, so that no other worker runs into the same wall again and again.
             let stopped = self.route.metrics.shards_stopped.with_label_values(&[&*self.route.name, reason]);

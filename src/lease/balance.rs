@@ -36,6 +36,9 @@ pub struct HandOver {
 
 /// Two loads are even when both are within this part of the mean.
 const EVEN: f64 = 0.1;
+/// A shard moves when it weighs at most this part of the difference. Half would even it out; the rest keeps a
+/// record more or less from standing in the way, and still leaves a tenth of the difference at most.
+const FITS: f64 = 0.55;
 /// Shards under way at the same time: two, and for a worker with many one in fifty, so that a worker that joins a
 /// large fleet has its share within minutes.
 const UNDER_WAY: (usize, usize, usize) = (2, 50, 16);
@@ -55,7 +58,7 @@ pub fn balance(mut scales: Scales<'_>) -> Vec<HandOver> {
         let (mean, load) = (mean(&all), all[target].load);
         let difference = all[mine].load - load;
         let even = all[mine].load - mean <= EVEN * mean && mean - load <= EVEN * mean;
-        let fits = |(_, weight): &(&str, f64)| 2.0 * weight <= difference;
+        let fits = |(_, weight): &(&str, f64)| *weight <= FITS * difference;
         let Some(next) = scales.shards.iter().position(fits).filter(|_| !even) else { break };
         let (shard, weight) = scales.shards.remove(next);
         all[mine].load -= weight;

@@ -119,8 +119,9 @@ async fn one_worker_lists_for_all_and_another_does_when_it_dies() {
     until_held(&all, &[1, 1, 1, 1]).await;
     world.sandbox.counters().reset();
     tokio::time::sleep(Duration::from_secs(300)).await;
-    let listings = world.requests("DescribeStream", SOURCE);
-    assert!((25..=40).contains(&listings), "{listings} listings by 4 workers in 300 s, one each 10 s");
+    let calls = world.requests("DescribeStream", SOURCE);
+    // Some of the sandbox's pages are short, and then it takes two.
+    assert!((25..=70).contains(&calls), "{calls} calls by 4 workers in 300 s, one listing each 10 s");
     assert!(workers.iter().all(|worker| worker.problems().is_empty()));
     // The lister is the first, which found nobody there.
     let first = lister(&world)["owner"]["S"].as_str().unwrap().to_owned();
@@ -180,11 +181,11 @@ async fn a_shard_that_does_not_come_to_rest_is_handed_over_as_it_is() {
     };
     let one = world.start(config()).await;
     until_held(&[&one], &[2]).await;
-    // Writes to a peer hang: draining cannot end.
+    let two = world.start(config()).await;
+    // A peer refuses everything for load: draining cannot end.
     let peer = crate::world::PEERS[0].0;
     world.sandbox.faults().add(Rule::new(Effect::Throttle).operation("PutItem").account(peer));
     world.load(10, 40, 1).await;
-    let two = world.start(config()).await;
     let took = until_held(&[&one, &two], &[1, 1]).await;
     assert!((2..20).contains(&took.as_secs()), "{took:?}");
     world.sandbox.faults().clear();
@@ -220,12 +221,14 @@ async fn lost_answers_of_the_state_table_strand_no_shard() {
 #[tokio::test(start_paused = true)]
 async fn idle_shards_cost_the_state_table_nothing() {
     let mut costs = Vec::new();
-    for shards in [20, 200] {
+    for shards in [10, 60] {
         let world = world(shards);
         let config = || world.config("", "[read]\nidle_interval = \"30s\"");
         let workers = [world.start(config()).await, world.start(config()).await];
-        let half = shards as usize / 2;
-        until_held(&[&workers[0], &workers[1]], &[half, half]).await;
+        let all = || held(&[&workers[0], &workers[1]]);
+        // Within a tenth of the mean is even.
+        let even = |held: usize| held as f64 >= 0.45 * f64::from(shards);
+        eventually("they are even", || all().into_iter().all(even)).await;
         tokio::time::sleep(Duration::from_secs(30)).await;
         world.sandbox.counters().reset();
         tokio::time::sleep(Duration::from_secs(300)).await;
