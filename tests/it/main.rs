@@ -12,7 +12,7 @@
 mod demo;
 #[cfg(feature = "sandbox")]
 mod leases;
-
+mod model;
 #[cfg(feature = "sandbox")]
 mod peer;
 #[cfg(feature = "sandbox")]
