@@ -86,8 +86,9 @@ fn mean(all: &[Fellow]) -> f64 {
 fn pair(all: &[Fellow], me: &str) -> Option<(usize, usize)> {
     let mean = mean(all);
     let ordered = |above: bool| {
-        let mut some: Vec<usize> =
-            (0..all.len()).filter(|i| if above { all[*i].load > mean } else { all[*i].load < mean }).collect();
+        let mut some: Vec<usize> = (0..all.len())
+            .filter(|i| if above { all[*i].load > mean } else { all[*i].load < mean })
+            .collect();
         some.retain(|i| !above || all[*i].shards > 1);
         some.sort_by(|a, b| all[*a].load.total_cmp(&all[*b].load).then(all[*b].name.cmp(&all[*a].name)));
         some
@@ -121,7 +122,8 @@ mod tests {
     /// All workers decide on the same figures, then all moves happen.
     fn round(held: &mut Held) -> usize {
         let names: Vec<String> = held.keys().cloned().collect();
-        let all: Vec<_> = names.iter().flat_map(|me| moves(held, me).into_iter().map(move |m| (me, m))).collect();
+        let all: Vec<_> =
+            names.iter().flat_map(|me| moves(held, me).into_iter().map(move |m| (me, m))).collect();
         for (from, step) in &all {
             let weight = held.get_mut(*from).unwrap().remove(&step.shard).expect("it holds what it gives");
             held.get_mut(&step.target).unwrap().insert(step.shard.clone(), weight);
@@ -131,9 +133,8 @@ mod tests {
 
     fn fleet(sizes: &[usize], weight: impl Fn(usize) -> f64) -> Held {
         let mut next = 0..;
-        let mut shards = |size: usize| {
-            next.by_ref().take(size).map(|n: usize| (format!("s{n:05}"), weight(n))).collect()
-        };
+        let mut shards =
+            |size: usize| next.by_ref().take(size).map(|n: usize| (format!("s{n:05}"), weight(n))).collect();
         sizes.iter().enumerate().map(|(w, size)| (format!("w{w:03}"), shards(*size))).collect()
     }
 

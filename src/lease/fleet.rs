@@ -156,13 +156,15 @@ impl Fleet {
         let mut told = BTreeSet::new();
         let mut before = std::mem::take(&mut self.others);
         for row in rows {
-            let name = get_text(row, SK).and_then(|sort| sort.strip_prefix(WORKER)).filter(|name| *name != me);
+            let name =
+                get_text(row, SK).and_then(|sort| sort.strip_prefix(WORKER)).filter(|name| *name != me);
             let Some((name, counter)) = name.zip(get_number::<u64>(row, COUNTER)) else { continue };
             let figures = figures(row);
             let old = before.remove(name);
             let same = old.as_ref().filter(|seen| seen.counter == counter);
             let since = same.map_or(now, |seen| seen.since);
-            let seen = Seen { counter, since, dead: now.saturating_duration_since(since) >= duration, figures };
+            let seen =
+                Seen { counter, since, dead: now.saturating_duration_since(since) >= duration, figures };
             self.compare(old.as_ref(), &seen, &mut told);
             self.others.insert(name.to_owned(), seen);
         }
@@ -243,9 +245,8 @@ impl Fleet {
 
 fn figures(row: &Row) -> BTreeMap<String, Figures> {
     let routes = row.get(ROUTES).and_then(|v| v.as_m().ok());
-    let figures = |(route, value): (&String, &AttributeValue)| {
-        Some((route.clone(), Figures::from_value(value)?))
-    };
+    let figures =
+        |(route, value): (&String, &AttributeValue)| Some((route.clone(), Figures::from_value(value)?));
     routes.into_iter().flatten().filter_map(figures).collect()
 }
 

@@ -271,6 +271,7 @@ impl Heart {
     /// The failure of the call; the fence may have fallen meanwhile.
     pub async fn beat(&self) -> Result<(), Failure> {
         let begun = Instant::now();
+        self.fall_if_lapsed();
         let row = {
             let mut inner = lock(&self.inner);
             inner.counter += 1;
@@ -294,6 +295,8 @@ impl Heart {
             () = async { sleep_until(self.falls_at()).await; self.fall(); std::future::pending().await } => Ok(()),
         };
         answer?;
+        // After a pause the answer may be seen before the time: what lapsed meanwhile is given up all the same.
+        self.fall_if_lapsed();
         let mut inner = lock(&self.inner);
         if begun.elapsed() < self.margin() {
             inner.beaten = Some(begun);
@@ -349,6 +352,12 @@ impl Heart {
     fn falls_at(&self) -> Option<Instant> {
         let inner = lock(&self.inner);
         inner.beaten.filter(|_| !inner.fence.is_cancelled()).map(|beaten| beaten + self.margin())
+    }
+
+    fn fall_if_lapsed(&self) {
+        if self.falls_at().is_some_and(|at| Instant::now() >= at) {
+            self.fall();
+        }
     }
 
     fn fall(&self) {

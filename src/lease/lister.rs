@@ -10,8 +10,8 @@
 use crate::failure::Failure;
 use crate::lease::row::{EPOCH, Lease, OWNER};
 use crate::lease::table::{HELD, HeldError, LeaseTable, refused};
-use crate::stream::graph::Shard;
 use crate::state::{Row, get_number, get_text, number, text};
+use crate::stream::graph::Shard;
 use aws_sdk_dynamodb::operation::update_item::builders::UpdateItemFluentBuilder;
 use aws_sdk_dynamodb::types::{AttributeValue, ReturnValue};
 use std::collections::{BTreeMap, BTreeSet};

@@ -73,7 +73,8 @@ pub fn marked(listed: &Listed<'_>, unlisted_for: &BTreeMap<String, Duration>) ->
         let (closed, gone) = match found.get(shard.as_str()) {
             Some(found) => (found.closed, false),
             None => {
-                let born = graph::born(&shard).map(|born| listed.now.duration_since(born).unwrap_or_default());
+                let born =
+                    graph::born(&shard).map(|born| listed.now.duration_since(born).unwrap_or_default());
                 let old = born.is_some_and(|age| age >= RETENTION);
                 let away = unlisted_for.get(&shard).is_some_and(|away| *away >= PATIENCE);
                 (lease.closed, lease.gone || lease.expires.is_some() || old || away)

@@ -94,7 +94,8 @@ impl LeaseTable {
         let keys: Vec<_> =
             std::iter::once(LISTER).chain(shards.iter().map(String::as_str)).map(|id| self.key(id)).collect();
         for keys in keys.chunks(BATCH) {
-            let keys = KeysAndAttributes::builder().set_keys(Some(keys.to_vec())).consistent_read(true).build();
+            let keys =
+                KeysAndAttributes::builder().set_keys(Some(keys.to_vec())).consistent_read(true).build();
             let keys = keys.map_err(|e| Failure::new(Class::Invalid, "Request", e.to_string()))?;
             let answer = self
                 .state
@@ -212,9 +213,8 @@ impl LeaseTable {
     }
 
     async fn if_there(&self, request: UpdateItemFluentBuilder) -> Result<(), Failure> {
-        let request = request
-            .condition_expression("attribute_exists(#pk)")
-            .expression_attribute_names("#pk", PK);
+        let request =
+            request.condition_expression("attribute_exists(#pk)").expression_attribute_names("#pk", PK);
         match request.send().await {
             Err(error) if refused(&error).is_none() => Err(error.into()),
             _ => Ok(()),

@@ -54,9 +54,7 @@ struct Meter {
 }
 
 /// Begins a walk: what the replicator keeps of it, and what it runs. The walk ends with `None` when it broke down.
-pub(super) fn begin(
-    begin: Begin<'_>,
-) -> (Walking, impl Future<Output = Option<End>> + Send + use<>) {
+pub(super) fn begin(begin: Begin<'_>) -> (Walking, impl Future<Output = Option<End>> + Send + use<>) {
     let Begin { route, held, take, drain, fence, came, finished } = begin;
     let (joins, joining) = one_for_each_peer();
     let walking = Walking {

@@ -92,7 +92,8 @@ async fn children_are_walked_within_a_second_of_their_parents_end() {
         world.sandbox.roll_over(&world.source, None).unwrap();
         let finished = |row: &Value| row.get("expires").is_some();
         let parents = || leases(&world).into_iter().filter(|(shard, _)| before.contains_key(shard));
-        eventually("a parent is finished", || parents().filter(|(_, row)| finished(row)).count() > round * 6).await;
+        eventually("a parent is finished", || parents().filter(|(_, row)| finished(row)).count() > round * 6)
+            .await;
         let begun = Instant::now();
         let walked = || leases(&world).iter().filter(|(_, row)| row.get("owner").is_some()).count() == 6;
         let all = || parents().all(|(_, row)| finished(&row)) && leases(&world).len() == before.len() + 6;
@@ -163,7 +164,8 @@ async fn order_is_kept_while_shards_move() {
         world.load(8, 150, 100 + round).await;
     }
     world.until_equal().await;
-    let moved: u64 = leases(&world).values().map(|row| row["epoch"]["N"].as_str().unwrap().parse::<u64>().unwrap()).sum();
+    let moved: u64 =
+        leases(&world).values().map(|row| row["epoch"]["N"].as_str().unwrap().parse::<u64>().unwrap()).sum();
     assert!(moved > 8, "leases changed hands {moved} times");
     for worker in workers {
         assert_eq!(worker.metric("shardwalker_gaps_total", &[]), 0.0);
