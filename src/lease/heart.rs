@@ -51,6 +51,8 @@ struct Inner {
     /// Cancelled when this worker may not write any more; a new one after it lives again.
     fence: CancellationToken,
     fleet: Fleet,
+    /// When the last look that succeeded was begun.
+    looked: Option<Instant>,
     /// This worker's own, by route.
     figures: BTreeMap<String, Figures>,
     /// Wakes the route's replicator.
@@ -83,6 +85,7 @@ impl Heart {
             beaten: None,
             fence: CancellationToken::new(),
             fleet: Fleet::default(),
+            looked: None,
             figures: BTreeMap::new(),
             nudges: BTreeMap::new(),
             moves: BTreeMap::new(),
@@ -117,6 +120,13 @@ impl Heart {
     pub fn dead<'a>(&self, owners: impl IntoIterator<Item = &'a str>) -> BTreeSet<String> {
         let owners = owners.into_iter().filter(|owner| **owner != *self.worker);
         lock(&self.inner).fleet.dead(owners, Instant::now(), self.config.duration)
+    }
+
+    /// When the last look that succeeded was begun. Who is dead by it may live again since, and may have taken what
+    /// was seen with that owner only after it.
+    #[must_use]
+    pub fn looked(&self) -> Option<Instant> {
+        lock(&self.inner).looked
     }
 
     /// The other living workers that have a part in a route, and how loaded each is. A shard that this worker hands
@@ -313,8 +323,10 @@ impl Heart {
     /// # Errors
     /// The failure of the call.
     pub async fn look(&self) -> Result<(), Failure> {
+        let begun = Instant::now();
         let rows = self.state.rows(FLEET, "", &[]).await?;
         let mut inner = lock(&self.inner);
+        inner.looked = Some(begun);
         let told = inner.fleet.look(&rows, &self.worker, Instant::now(), self.config.duration);
         for nudge in told.iter().filter_map(|route| inner.nudges.get(route)) {
             nudge.notify_one();

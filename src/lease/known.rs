@@ -16,6 +16,8 @@ pub struct Known {
     leases: BTreeMap<String, Lease>,
     lister: Option<ListerRow>,
     since: BTreeMap<String, Instant>,
+    /// Each row's epoch, and when it was first seen with it.
+    epochs: BTreeMap<String, (u64, Instant)>,
     /// Leases that may be taken, each with its epoch, and since when.
     free: BTreeMap<String, (u64, Instant)>,
 }
@@ -59,10 +61,24 @@ impl Known {
         }
     }
 
-    /// Watches which leases may be taken: without an owner, or of an owner for which `dead` holds.
-    pub fn watch(&mut self, dead: impl Fn(&str) -> bool) {
+    /// Watches which leases may be taken: without an owner, or of an owner for which `dead` holds by a look that was
+    /// begun at `looked`. One that was seen with its owner only after that look is not: an owner that lives again
+    /// may just have taken it.
+    pub fn watch(&mut self, looked: Option<Instant>, dead: impl Fn(&str) -> bool) {
         let now = Instant::now();
-        let free = self.leases.values().filter(|lease| lease.owner.as_deref().is_none_or(&dead));
+        let before = std::mem::take(&mut self.epochs);
+        let first = |lease: &Lease| before.get(&lease.shard).filter(|(epoch, _)| *epoch == lease.epoch);
+        let first = |lease: &Lease| first(lease).map_or(now, |(_, first)| *first);
+        self.epochs = self.leases.values().map(|l| (l.shard.clone(), (l.epoch, first(l)))).collect();
+        let epochs = &self.epochs;
+        let before_the_look = |lease: &Lease| {
+            epochs.get(&lease.shard).zip(looked).is_some_and(|((_, first), looked)| *first <= looked)
+        };
+        let may = |lease: &&Lease| match lease.owner.as_deref() {
+            None => true,
+            Some(owner) => dead(owner) && before_the_look(lease),
+        };
+        let free = self.leases.values().filter(may);
         let before = std::mem::take(&mut self.free);
         let same = |lease: &Lease| before.get(&lease.shard).filter(|(epoch, _)| *epoch == lease.epoch);
         let since = |lease: &Lease| same(lease).map_or(now, |(_, since)| *since);
@@ -106,17 +122,20 @@ mod tests {
     async fn a_lease_is_free_for_as_long_as_nobody_took_it() {
         let mut known = Known::default();
         known.replace(rows(vec![lease("a", None, 1), lease("b", Some("dead"), 1), lease("c", Some("x"), 1)]));
-        known.watch(|owner| owner == "dead");
+        let looked = || Some(Instant::now());
+        known.watch(None, |owner| owner == "dead");
+        assert!(!known.free_for().contains_key("b"), "seen after the look that says so");
+        known.watch(looked(), |owner| owner == "dead");
         tokio::time::advance(Duration::from_secs(5)).await;
-        known.watch(|owner| owner == "dead");
+        known.watch(looked(), |owner| owner == "dead");
         let five = Duration::from_secs(5);
         assert_eq!(known.free_for(), BTreeMap::from([("a", five), ("b", five)]));
         // It was taken and given back meanwhile.
         known.merge(&BTreeSet::from(["a".to_owned(), "c".to_owned()]), rows(vec![lease("a", None, 2)]));
-        known.watch(|owner| owner == "dead");
+        known.watch(looked(), |owner| owner == "dead");
         assert_eq!(known.free_for(), BTreeMap::from([("a", Duration::ZERO), ("b", five)]));
         assert!(!known.leases().contains_key("c"));
-        known.watch(|_| false);
+        known.watch(looked(), |_| false);
         assert_eq!(known.free_for().len(), 1);
     }
 }

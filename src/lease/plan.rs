@@ -21,7 +21,8 @@ pub struct View<'a> {
     pub leases: &'a BTreeMap<String, Lease>,
     /// For how long this worker has known each row; missing ones are new.
     pub known_for: &'a BTreeMap<&'a str, Duration>,
-    /// For how long each lease that may be taken has been so, as this worker has watched it.
+    /// For how long each lease that may be taken has been so, as this worker has watched it. A lease of a dead owner
+    /// that is missing here may not: its owner may live again since.
     pub free_for: &'a BTreeMap<&'a str, Duration>,
     /// The peers for which the rows of gone shards are marked.
     pub listed_for: &'a BTreeSet<String>,
@@ -148,12 +149,13 @@ enum Claim {
 }
 
 fn claim(lease: &Lease, view: &View<'_>) -> Claim {
+    let free = view.free_for.get(lease.shard.as_str());
     match lease.owner.as_deref() {
         Some(owner) if owner == view.me => return Claim::Mine,
-        Some(owner) if !view.dead.contains(owner) => return Claim::No,
+        Some(owner) if !view.dead.contains(owner) || free.is_none() => return Claim::No,
         _ => {}
     }
-    let waited = view.free_for.get(lease.shard.as_str()).is_some_and(|free| *free >= view.patience);
+    let waited = free.is_some_and(|free| *free >= view.patience);
     let child = lease.epoch == 0 && lease.parent.as_ref().is_some_and(|p| view.finished.contains(p));
     match lease.handoff.as_deref().filter(|_| lease.owner.is_none()) {
         Some(heir) if heir == view.me => Claim::Mine,

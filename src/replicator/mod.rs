@@ -226,7 +226,7 @@ impl Replicator {
         let lister = self.known.lister().and_then(|row| row.owner.as_deref());
         self.dead = heart.dead(owners.chain(lister));
         let dead = &self.dead;
-        self.known.watch(|owner| dead.contains(owner));
+        self.known.watch(self.parts.heart.looked(), |owner| dead.contains(owner));
         let listed = self.known.lister().filter(|row| row.listings != self.listings);
         if let Some((listings, disabled)) = listed.map(|row| (row.listings, row.disabled)) {
             self.listed(listings, !disabled);
@@ -363,7 +363,7 @@ impl Replicator {
         let rows = self.parts.leases.get(&touched).await?;
         self.known.merge(&touched, rows);
         let dead = &self.dead;
-        self.known.watch(|owner| dead.contains(owner));
+        self.known.watch(self.parts.heart.looked(), |owner| dead.contains(owner));
         Ok(())
     }
 

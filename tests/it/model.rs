@@ -76,8 +76,8 @@ struct Worker {
     still: u8,
     /// The other's counter has moved since this one looked. Only whether it moved counts, never its value.
     moved: bool,
-    /// What it made of that when it last looked.
-    dead: bool,
+    /// What it made of that when it last looked: the epoch up to which leases of the other may be taken.
+    dead: Option<u8>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -164,6 +164,7 @@ fn lease(row: Row) -> Lease {
 /// condition fails.
 fn take(me: usize, worker: &Worker, row: Row) -> Option<Take> {
     let other = NAMES[1 - me];
+    let before_the_look = row.owner.is_none() || worker.dead.is_some_and(|epoch| row.epoch <= epoch);
     let row = lease(row);
     let leases = BTreeMap::from([(row.shard.clone(), row)]);
     let ticks = |ticks: u8| Duration::from_secs(u64::from(ticks));
@@ -172,14 +173,14 @@ fn take(me: usize, worker: &Worker, row: Row) -> Option<Take> {
         leases: &leases,
         known_for: &BTreeMap::new(),
         // That others wait for an heir is a courtesy: nothing may depend on it.
-        free_for: &BTreeMap::from([("shardId-1", ticks(DURATION))]),
+        free_for: &before_the_look.then_some(("shardId-1", ticks(DURATION))).into_iter().collect(),
         listed_for: &BTreeSet::from(["peer".to_owned()]),
         peers: &["peer"],
         me: NAMES[me],
-        dead: &worker.dead.then(|| other.to_owned()).into_iter().collect(),
+        dead: &worker.dead.map(|_| other.to_owned()).into_iter().collect(),
         walking: &BTreeMap::new(),
         finished: &BTreeSet::new(),
-        fellows: &fellows[usize::from(worker.dead)..],
+        fellows: &fellows[usize::from(worker.dead.is_some())..],
         load: 0.0,
         patience: ticks(DURATION),
         begun: UNIX_EPOCH,
@@ -334,11 +335,12 @@ impl Model for Leases {
                 state.workers[1 - me].moved = true;
             }
             Action::Look(me) => {
+                let epoch = state.row.epoch;
                 let worker = &mut state.workers[me];
                 if std::mem::take(&mut worker.moved) {
                     worker.still = 0;
                 }
-                worker.dead = worker.still >= DURATION;
+                worker.dead = (worker.still >= DURATION).then_some(epoch);
             }
             Action::Take { me, answered } => Self::take(&mut state, me, answered)?,
             Action::Apply(me) => {
