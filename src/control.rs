@@ -8,6 +8,7 @@
 
 use crate::clock::Clock;
 use crate::failure::Failure;
+use crate::lease::fleet::{CONTROL, FLEET};
 use crate::retry::{self, Jitter, Policy};
 use crate::state::{Row, SK, StateTable, get_text, key, text};
 use aws_sdk_dynamodb::types::AttributeValue;
@@ -19,10 +20,6 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// The partition that all workers look at.
-pub const FLEET: &str = "fleet";
-/// The prefix of the sort keys of controls.
-pub const CONTROL: &str = "control#";
 /// In place of a peer: all of the route's.
 const ALL: &str = "*";
 /// The `by` of a pause that a route's guard made.
@@ -161,7 +158,10 @@ struct Tripped {
     written: Option<Instant>,
 }
 
-/// The pause between two looks at the rows.
+/// The rows of controls as a worker saw them last; `None` before its first look.
+pub type ControlRows = watch::Receiver<Option<Arc<Vec<Row>>>>;
+
+/// How often the gates are set by the rows that were seen last.
 const LOOK: Duration = Duration::from_secs(1);
 /// What was written this long ago has been seen, if it is still there.
 const SEEN_WITHIN: Duration = Duration::from_secs(15);
@@ -278,27 +278,20 @@ impl Gate {
 }
 
 impl Keeper {
-    /// Looks at the rows each second, and writes the pauses of guards, until `stop`.
-    pub async fn run(mut self, jitter: Jitter, stop: CancellationToken) {
-        let mut failed = 0_u32;
+    /// Sets the gates by what the heart's looks bring, and writes the pauses of guards, until `stop`.
+    pub async fn run(mut self, rows: ControlRows, jitter: Jitter, stop: CancellationToken) {
         loop {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
                 Some((route, why)) = self.trips.recv() => self.write(&route, &why, &jitter, &stop).await,
-                () = tokio::time::sleep(LOOK) => match self.controls.rows().await {
-                    Ok(rows) => {
-                        failed = 0;
+                () = tokio::time::sleep(LOOK) => {
+                    let rows = rows.borrow().clone();
+                    // Until the first look the gates stay as they were made.
+                    if let Some(rows) = rows {
                         self.gates.apply(&rows);
                     }
-                    // The gates stay as they are. Whoever cannot reach the state table loses its right to write.
-                    Err(failure) => {
-                        failed += 1;
-                        if failed.is_power_of_two() {
-                            tracing::warn!(why = %failure, failed, "pauses could not be looked at");
-                        }
-                    }
-                },
+                }
             }
         }
     }

@@ -327,6 +327,12 @@ impl Service {
         &self.board
     }
 
+    /// This worker's name in the state table.
+    #[must_use]
+    pub fn worker(&self) -> &str {
+        self.heart.worker()
+    }
+
     /// The metrics.
     #[must_use]
     pub fn metrics(&self) -> &Metrics {
@@ -356,7 +362,12 @@ impl Service {
             helpers.spawn(http::serve(listener, admin, stop_admin.clone()));
         }
         let policy = Policy::for_at_most(config.access_patience);
-        let first = retry::run(policy, &Jitter::seeded(0), &drain, |_, _| (), || heart.beat()).await;
+        // The others are known before the first lease is taken.
+        let once = || async {
+            heart.beat().await?;
+            heart.look().await
+        };
+        let first = retry::run(policy, &Jitter::seeded(0), &drain, |_, _| (), once).await;
         match first {
             Ok(()) => {}
             Err(GaveUp::Failed(failure)) => return Err(ServiceError::Rows(failure)),
@@ -366,7 +377,7 @@ impl Service {
         let beating = Arc::clone(&heart);
         let stop = stop_heart.clone();
         helpers.spawn(async move { beating.run(stop).await });
-        helpers.spawn(keeper.run(jitter.clone(), stop_heart.clone()));
+        helpers.spawn(keeper.run(heart.controls(), jitter.clone(), stop_heart.clone()));
         let loss = TimeToLoss::new(board.clone(), metrics.clone(), clock);
         helpers.spawn(loss.run(stop_heart.clone()));
         helpers.spawn(watch.run(stop_heart.clone()));

@@ -219,12 +219,20 @@ fn write(mut section: Section<'_>, lease: Option<&LeaseDraft>) -> Option<Write> 
 struct LeaseDraft {
     duration: Option<Located<Duration>>,
     renew: Option<Located<Duration>>,
+    look: Option<Located<Duration>>,
+    handoff: Option<Located<Duration>>,
     worker: Option<String>,
 }
 
 impl LeaseDraft {
     fn build(self) -> Option<Lease> {
-        Some(Lease { duration: self.duration?.value, renew_interval: self.renew?.value, worker: self.worker })
+        Some(Lease {
+            duration: self.duration?.value,
+            renew_interval: self.renew?.value,
+            look_interval: self.look?.value,
+            handoff_timeout: self.handoff?.value,
+            worker: self.worker,
+        })
     }
 }
 
@@ -235,9 +243,12 @@ fn lease(mut section: Section<'_>) -> LeaseDraft {
     let sixth = lease.as_ref().map_or(defaults.renew_interval, |lease| lease.value / 6);
     let renew = section.or("renew_interval", sixth, duration(MILLIS_100..=longest));
     check_third(&section, "renew_interval", renew.as_ref(), lease.as_ref());
+    let look = section.or("look_interval", defaults.look_interval, duration(MILLIS_100..=longest));
+    check_third(&section, "look_interval", look.as_ref(), lease.as_ref());
+    let handoff = section.or("handoff_timeout", defaults.handoff_timeout, duration(MILLIS_100..=longest));
     let worker = section.optional("worker", values::worker).map(|worker| worker.value);
     section.finish();
-    LeaseDraft { duration: lease, renew, worker }
+    LeaseDraft { duration: lease, renew, look, handoff, worker }
 }
 
 /// What a worker does within a lease must leave it time to try again before another may take the lease.

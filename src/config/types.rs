@@ -193,6 +193,11 @@ pub struct Lease {
     pub duration: Duration,
     /// Pause between renewals (default a sixth of `duration`).
     pub renew_interval: Duration,
+    /// Pause between two looks at the other workers (default 1 s).
+    pub look_interval: Duration,
+    /// How long a shard that is handed to another worker may take to come to rest; then it is given up as it is,
+    /// and what was not checkpointed is read again (default 30 s).
+    pub handoff_timeout: Duration,
     /// This worker's name (default: host name and a random suffix); must be unique among workers.
     pub worker: Option<String>,
 }
@@ -258,7 +263,13 @@ impl Default for Write {
 
 impl Default for Lease {
     fn default() -> Self {
-        Self { duration: Duration::from_secs(30), renew_interval: Duration::from_secs(5), worker: None }
+        Self {
+            duration: Duration::from_secs(30),
+            renew_interval: Duration::from_secs(5),
+            look_interval: Duration::from_secs(1),
+            handoff_timeout: Duration::from_secs(30),
+            worker: None,
+        }
     }
 }
 

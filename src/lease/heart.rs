@@ -1,29 +1,34 @@
 //! Which workers live.
 //!
 //! Each worker has a row with a counter that it raises again and again: one write for all the leases that it
-//! holds. Others judge by their own monotonic clock how long a counter has stood still; wall clocks are never
-//! compared. A worker stops by itself before anyone may take its leases: its fence falls when its last
-//! successful beat was begun longer ago than the leases' duration less the time limit of a request.
+//! holds, and a word on how loaded it is and what it changed. A worker stops by itself before anyone may take its
+//! leases: its fence falls when its last successful beat was begun longer ago than the leases' duration less the
+//! time limit of a request.
 //!
-//! Rows: `fleet` / `worker#<worker>`: the counter, and how far the worker is ([`crate::status::progress`]).
+//! Beats (writes) come at `renew_interval`, and soon after something changed. Looks at the others come at
+//! `look_interval`; [`crate::lease::fleet`] says what the rows mean. A look also brings the operator's controls.
 
 use crate::clock::Clock;
-use crate::control::FLEET;
 use crate::failure::Failure;
+use crate::lease::fleet::{self, CONTROL, FLEET, Fellow, Figures, Fleet, News};
 use crate::retry::Jitter;
-use crate::state::{EXPIRES, PK, SK, StateTable, get_number, get_text, number, text};
+use crate::state::{EXPIRES, PK, Row, SK, StateTable, get_text, number, text};
 use crate::status::progress::{self, PROGRESS};
 use crate::telemetry::board::Board;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-const WORKER: &str = "worker#";
-const COUNTER: &str = "counter";
 /// A dead worker's row is forgotten after this.
 pub const FORGET: Duration = Duration::from_secs(24 * 3600);
+/// Changes are shown within this, those that come together in one beat.
+const SOON: Duration = Duration::from_millis(200);
+/// A shard that was handed over counts as its new owner's for so long, until that one's own figures say so: it
+/// looks, takes and beats within three seconds.
+const COUNTED_FOR: Duration = Duration::from_secs(5);
 
 /// Shows that this worker lives, and judges whether others do.
 #[derive(Debug)]
@@ -31,10 +36,12 @@ pub struct Heart {
     state: StateTable,
     worker: Arc<str>,
     clock: Clock,
-    duration: Duration,
-    interval: Duration,
+    config: crate::config::Lease,
     request_timeout: Duration,
     jitter: Jitter,
+    /// Something is to be shown before the next beat is due.
+    soon: Notify,
+    controls: watch::Sender<Option<Arc<Vec<Row>>>>,
     inner: Mutex<Inner>,
     /// What the row shows of the work.
     board: OnceLock<Board>,
@@ -47,17 +54,23 @@ struct Inner {
     beaten: Option<Instant>,
     /// Cancelled when this worker may not write any more; a new one after it lives again.
     fence: CancellationToken,
-    others: BTreeMap<String, Seen>,
-    /// Owners that had no row, since they were first looked for.
-    missing: BTreeMap<String, Instant>,
-    /// When the others' rows were last read.
+    fleet: Fleet,
+    /// When the last look that succeeded was begun.
     looked: Option<Instant>,
+    /// This worker's own, by route.
+    figures: BTreeMap<String, Figures>,
+    /// Wakes the route's replicator.
+    nudges: BTreeMap<String, Arc<Notify>>,
+    /// Shards that this worker hands over, by route and shard.
+    moves: BTreeMap<(String, String), Move>,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Seen {
-    counter: u64,
-    changed: Instant,
+#[derive(Debug)]
+struct Move {
+    target: String,
+    weight: f64,
+    /// Since when it is this worker's no more.
+    left: Option<Instant>,
 }
 
 impl Heart {
@@ -71,23 +84,31 @@ impl Heart {
         request_timeout: Duration,
         jitter: Jitter,
     ) -> Self {
-        let fence = CancellationToken::new();
         let inner = Inner {
             counter: 0,
             beaten: None,
-            fence,
-            others: BTreeMap::new(),
-            missing: BTreeMap::new(),
+            fence: CancellationToken::new(),
+            fleet: Fleet::default(),
             looked: None,
+            figures: BTreeMap::new(),
+            nudges: BTreeMap::new(),
+            moves: BTreeMap::new(),
         };
-        let (duration, interval) = (config.duration, config.renew_interval);
-        let (inner, board) = (Mutex::new(inner), OnceLock::new());
-        Self { state, worker, clock, duration, interval, request_timeout, jitter, inner, board }
+        let controls = watch::Sender::new(None);
+        let (config, soon, inner) = (config.clone(), Notify::new(), Mutex::new(inner));
+        let board = OnceLock::new();
+        Self { state, worker, clock, config, request_timeout, jitter, soon, controls, inner, board }
     }
 
     /// From now on each beat publishes how far the work is. The first board stays.
     pub fn publishes(&self, board: Board) {
         self.board.get_or_init(|| board);
+    }
+
+    /// What leases are configured to do.
+    #[must_use]
+    pub fn config(&self) -> &crate::config::Lease {
+        &self.config
     }
 
     /// This worker's name.
@@ -104,59 +125,177 @@ impl Heart {
         (fresh && !inner.fence.is_cancelled()).then(|| inner.fence.clone())
     }
 
-    /// Owners whose leases may be taken: their counter has stood still for a lease's duration, or they have had
-    /// no row for that long, as far as this worker has looked: time in which it did not look proves nothing.
+    /// Owners whose leases may be taken: they have not shown that they live for a lease's duration.
     #[must_use]
     pub fn dead<'a>(&self, owners: impl IntoIterator<Item = &'a str>) -> BTreeSet<String> {
-        let mut inner = lock(&self.inner);
-        let Some(looked) = inner.looked else { return BTreeSet::new() };
-        let mut dead = BTreeSet::new();
-        for owner in owners.into_iter().filter(|owner| **owner != *self.worker) {
-            let since = match inner.others.get(owner) {
-                Some(seen) => seen.changed,
-                None => *inner.missing.entry(owner.to_owned()).or_insert_with(Instant::now),
-            };
-            if looked.saturating_duration_since(since) >= self.duration {
-                dead.insert(owner.to_owned());
-            }
-        }
-        dead
+        let owners = owners.into_iter().filter(|owner| **owner != *self.worker);
+        lock(&self.inner).fleet.dead(owners, Instant::now(), self.config.duration)
     }
 
-    /// Beats until `stop`; then this worker's row is removed.
-    pub async fn run(&self, stop: CancellationToken) {
-        loop {
-            let result = self.beat().await;
-            if let Err(failure) = &result {
-                tracing::warn!(why = %failure, remedy = failure.class.remedy(), "this worker's row was not renewed");
-            }
-            let pause = match result {
-                Ok(()) => self.jitter.around(self.interval),
-                Err(_) => self.jitter.around(self.interval / 4),
-            };
-            let fall = self.falls_at();
-            tokio::select! {
-                biased;
-                () = stop.cancelled() => break,
-                () = sleep_until(fall) => self.fall(),
-                () = tokio::time::sleep(pause) => {}
-            }
+    /// When the last look that succeeded was begun. Who is dead by it may live again since, and may have taken what
+    /// was seen with that owner only after it.
+    #[must_use]
+    pub fn looked(&self) -> Option<Instant> {
+        lock(&self.inner).looked
+    }
+
+    /// The other living workers that have a part in a route, and how loaded each is. A shard that this worker hands
+    /// to one of them counts as that one's at once.
+    #[must_use]
+    pub fn living(&self, route: &str) -> Vec<Fellow> {
+        let mut inner = lock(&self.inner);
+        inner.moves.retain(|_, step| step.left.is_none_or(|left| left.elapsed() < COUNTED_FOR));
+        let mut fellows = inner.fleet.living(route);
+        for fellow in &mut fellows {
+            let coming = inner.moves.values().filter(|step| step.target == fellow.name);
+            fellow.load += coming.map(|step| step.weight).sum::<f64>();
         }
+        fellows
+    }
+
+    /// This worker among the others: its shards of all routes, and what they weigh without those that it is
+    /// handing over.
+    #[must_use]
+    pub fn me(&self) -> Fellow {
+        let inner = lock(&self.inner);
+        let shards = inner.figures.values().map(|figures| figures.shards).sum();
+        let load = inner.figures.values().map(Figures::load).sum::<f64>();
+        let going = inner.moves.values().filter(|step| step.left.is_none()).map(|step| step.weight);
+        Fellow { name: self.worker.to_string(), shards, load: (load - going.sum::<f64>()).max(0.0) }
+    }
+
+    /// Begins to hand a shard over.
+    pub fn hands_over(&self, route: &str, shard: &str, target: &str, weight: f64) {
+        let step = Move { target: target.to_owned(), weight, left: None };
+        lock(&self.inner).moves.insert((route.to_owned(), shard.to_owned()), step);
+    }
+
+    /// A shard is walked no more; others should look at its lease.
+    pub fn gave_up(&self, route: &str, shard: &str) {
+        if let Some(step) = lock(&self.inner).moves.get_mut(&(route.to_owned(), shard.to_owned())) {
+            step.left = Some(Instant::now());
+        }
+        self.changed(route, [shard]);
+    }
+
+    /// How many shards of a route this worker is handing over now.
+    #[must_use]
+    pub fn handing_over(&self, route: &str) -> usize {
+        let inner = lock(&self.inner);
+        inner.moves.iter().filter(|((of, _), step)| of == route && step.left.is_none()).count()
+    }
+
+    /// Shows what this worker has of a route: with the next beat, or soon when the number of shards changed.
+    pub fn report(&self, route: &str, shards: usize, rate: f64) {
+        let mut inner = lock(&self.inner);
+        let new = !inner.figures.contains_key(route);
+        let figures = inner.figures.entry(route.to_owned()).or_default();
+        let shards = shards as u64;
+        if new || figures.shards != shards {
+            self.soon.notify_one();
+        }
+        (figures.shards, figures.rate) = (shards, rate);
+    }
+
+    /// Others should look at these leases of a route: shown soon.
+    pub fn changed<'a>(&self, route: &str, shards: impl IntoIterator<Item = &'a str>) {
+        let mut inner = lock(&self.inner);
+        let figures = inner.figures.entry(route.to_owned()).or_default();
+        for shard in shards {
+            figures.change(shard);
+            self.soon.notify_one();
+        }
+    }
+
+    /// This worker takes no more shards of a route.
+    pub fn leaves(&self, route: &str) {
+        lock(&self.inner).figures.entry(route.to_owned()).or_default().leaving = true;
+        self.soon.notify_one();
+    }
+
+    /// Wakes a route's replicator when there is [`Self::news`].
+    #[must_use]
+    pub fn nudge(&self, route: &str) -> Arc<Notify> {
+        Arc::clone(lock(&self.inner).nudges.entry(route.to_owned()).or_default())
+    }
+
+    /// What others changed in a route since this was last asked for.
+    #[must_use]
+    pub fn news(&self, route: &str) -> News {
+        lock(&self.inner).fleet.news(route)
+    }
+
+    /// The rows of the fleet's partition whose sort key begins with `control#`, in the order of their sort keys, as
+    /// they were last read.
+    #[must_use]
+    pub fn controls(&self) -> watch::Receiver<Option<Arc<Vec<Row>>>> {
+        self.controls.subscribe()
+    }
+
+    /// Beats and looks until `stop`; then this worker's row is removed.
+    pub async fn run(&self, stop: CancellationToken) {
+        // A look that hangs keeps no beat waiting.
+        tokio::join!(self.beats(&stop), self.looks(&stop));
         if let Err(failure) = self.leave().await {
             tracing::warn!(why = %failure, "this worker's row was not removed; it expires by itself");
         }
     }
 
-    /// One beat and one look at the others. Public for tests and for the first beat of a start.
+    async fn beats(&self, stop: &CancellationToken) {
+        loop {
+            let begun = Instant::now();
+            let result = self.beat().await;
+            if let Err(failure) = &result {
+                tracing::warn!(why = %failure, remedy = failure.class.remedy(), "this worker's row was not renewed");
+            }
+            let interval = self.config.renew_interval;
+            let pause = match result {
+                Ok(()) => self.jitter.around(interval),
+                Err(_) => self.jitter.around(interval / 4),
+            };
+            let soon = async {
+                self.soon.notified().await;
+                tokio::time::sleep_until(begun + SOON).await;
+            };
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                () = sleep_until(self.falls_at()) => self.fall(),
+                () = tokio::time::sleep(pause) => {}
+                () = soon => {}
+            }
+        }
+    }
+
+    async fn looks(&self, stop: &CancellationToken) {
+        loop {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(self.jitter.around(self.config.look_interval)) => {}
+            }
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return,
+                looked = self.look() => if let Err(failure) = looked {
+                    // Nobody is taken for dead meanwhile; the beat says aloud that the table cannot be reached.
+                    tracing::debug!(why = %failure, "the other workers' rows were not read");
+                }
+            }
+        }
+    }
+
+    /// One beat. Public for tests and for the first beat of a start.
     ///
     /// # Errors
-    /// The failure of a call; the fence may have fallen meanwhile.
+    /// The failure of the call; the fence may have fallen meanwhile.
     pub async fn beat(&self) -> Result<(), Failure> {
         let begun = Instant::now();
-        let counter = {
+        self.fall_if_lapsed();
+        let row = {
             let mut inner = lock(&self.inner);
             inner.counter += 1;
-            inner.counter
+            fleet::to_row(inner.counter, &inner.figures)
         };
         let expires = (self.clock.since_epoch() + FORGET).as_secs();
         let write = self
@@ -164,10 +303,10 @@ impl Heart {
             .call("PutItem")
             .put_item()
             .table_name(self.state.name())
+            .set_item(Some(row))
             .item(PK, text(FLEET))
-            .item(SK, text(format!("{WORKER}{}", self.worker)))
+            .item(SK, text(fleet::sort(&self.worker)))
             .item(PROGRESS, progress::to_attribute(&self.progress(begun)))
-            .item(COUNTER, number(counter))
             .item(EXPIRES, number(expires))
             .send();
         let answer = tokio::select! {
@@ -177,7 +316,8 @@ impl Heart {
             () = async { sleep_until(self.falls_at()).await; self.fall(); std::future::pending().await } => Ok(()),
         };
         answer?;
-        let rows = self.state.rows(FLEET, WORKER, &[]).await;
+        // After a pause the answer may be seen before the time: what lapsed meanwhile is given up all the same.
+        self.fall_if_lapsed();
         let mut inner = lock(&self.inner);
         if begun.elapsed() < self.margin() {
             inner.beaten = Some(begun);
@@ -186,27 +326,38 @@ impl Heart {
                 tracing::info!("this worker's row is renewed again; it may take leases");
             }
         }
-        let now = Instant::now();
-        let rows = rows?;
-        let counters = rows
-            .iter()
-            .filter_map(|row| Some((get_text(row, SK)?.strip_prefix(WORKER)?, get_number(row, COUNTER)?)));
-        let before = std::mem::take(&mut inner.others);
-        inner.others = counters
-            .map(|(worker, counter)| {
-                let same = before.get(worker).filter(|seen| seen.counter == counter).copied();
-                (worker.to_owned(), same.unwrap_or(Seen { counter, changed: now }))
-            })
-            .collect();
-        let others = std::mem::take(&mut inner.missing).into_iter();
-        inner.missing = others.filter(|(owner, _)| !inner.others.contains_key(owner)).collect();
-        inner.looked = Some(now);
+        Ok(())
+    }
+
+    /// One look at the others. Public for tests and for the first look of a start.
+    ///
+    /// # Errors
+    /// The failure of the call.
+    pub async fn look(&self) -> Result<(), Failure> {
+        let begun = Instant::now();
+        let rows = self.state.rows(FLEET, "", &[]).await?;
+        let mut inner = lock(&self.inner);
+        inner.looked = Some(begun);
+        let told = inner.fleet.look(&rows, &self.worker, Instant::now(), self.config.duration);
+        for nudge in told.iter().filter_map(|route| inner.nudges.get(route)) {
+            nudge.notify_one();
+        }
+        drop(inner);
+        let control = |row: &Row| get_text(row, SK).is_some_and(|sort| sort.starts_with(CONTROL));
+        let controls: Vec<Row> = rows.into_iter().filter(control).collect();
+        self.controls.send_if_modified(|known| {
+            let new = known.as_deref() != Some(&controls);
+            if new {
+                *known = Some(Arc::new(controls));
+            }
+            new
+        });
         Ok(())
     }
 
     /// How far the work is; a shard that was read to its tip within about a beat has nothing left.
     fn progress(&self, now: Instant) -> BTreeMap<String, progress::RouteProgress> {
-        let since = now.checked_sub(self.interval * 3 / 2).unwrap_or(now);
+        let since = now.checked_sub(self.config.renew_interval * 3 / 2).unwrap_or(now);
         self.board.get().map(|board| board.progress(since)).unwrap_or_default()
     }
 
@@ -216,7 +367,7 @@ impl Heart {
             .delete_item()
             .table_name(self.state.name())
             .key(PK, text(FLEET))
-            .key(SK, text(format!("{WORKER}{}", self.worker)))
+            .key(SK, text(fleet::sort(&self.worker)))
             .send()
             .await?;
         Ok(())
@@ -224,12 +375,18 @@ impl Heart {
 
     /// For how long a beat gives the right to write.
     fn margin(&self) -> Duration {
-        self.duration.saturating_sub(self.request_timeout)
+        self.config.duration.saturating_sub(self.request_timeout)
     }
 
     fn falls_at(&self) -> Option<Instant> {
         let inner = lock(&self.inner);
         inner.beaten.filter(|_| !inner.fence.is_cancelled()).map(|beaten| beaten + self.margin())
+    }
+
+    fn fall_if_lapsed(&self) {
+        if self.falls_at().is_some_and(|at| Instant::now() >= at) {
+            self.fall();
+        }
     }
 
     fn fall(&self) {

@@ -3,7 +3,8 @@
 use crate::change::SequenceNumber;
 use crate::failure::{Class, Failure};
 use crate::lane::Position;
-use crate::state::{Row, get_number, get_text, number, text};
+use crate::state::{EXPIRES, Row, get_number, get_text, number, text};
+use crate::stream::graph::Shard;
 use aws_sdk_dynamodb::types::AttributeValue;
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -21,6 +22,14 @@ pub struct Lease {
     pub epoch: u64,
     /// Whether the stream had this shard when the route began: then nothing before it was ever expected.
     pub initial: bool,
+    /// Whether the shard takes no more records, as the last listing said.
+    pub closed: bool,
+    /// Whether the stream lists the shard no more: its records have aged out.
+    pub gone: bool,
+    /// The worker that the last owner handed a free lease to; others leave it alone for a while.
+    pub handoff: Option<String>,
+    /// When the row may be deleted, in seconds since 1970: there once the shard was read to its end.
+    pub expires: Option<u64>,
     /// How far each peer is, by the peer's name.
     pub peers: BTreeMap<String, PeerPosition>,
 }
@@ -35,6 +44,23 @@ pub struct PeerPosition {
 }
 
 impl Lease {
+    /// A row that nobody has taken yet, with nothing done.
+    #[must_use]
+    pub fn new(shard: &Shard) -> Self {
+        Self {
+            shard: shard.id.clone(),
+            parent: shard.parent.clone(),
+            owner: None,
+            epoch: 0,
+            initial: false,
+            closed: shard.closed,
+            gone: false,
+            handoff: None,
+            expires: None,
+            peers: BTreeMap::new(),
+        }
+    }
+
     /// Whether all of these peers have done the whole shard.
     pub fn done_for<'a>(&self, peers: impl IntoIterator<Item = &'a str>) -> bool {
         peers.into_iter().all(|peer| self.peers.get(peer).is_some_and(|p| p.done))
@@ -47,6 +73,9 @@ pub(super) const PEERS: &str = "peers";
 const SHARD: &str = "shard";
 const PARENT: &str = "parent";
 const INITIAL: &str = "initial";
+pub(super) const CLOSED: &str = "closed";
+pub(super) const GONE: &str = "gone";
+pub(super) const HANDOFF: &str = "handoff";
 const SEQUENCE: &str = "sequence";
 /// The clock after the frontier's record, within a peer's map.
 pub(super) const HLC: &str = "hlc";
@@ -60,6 +89,8 @@ pub(super) fn to_row(lease: &Lease) -> Row {
         (SHARD.to_owned(), text(&lease.shard)),
         (EPOCH.to_owned(), number(lease.epoch)),
         (INITIAL.to_owned(), AttributeValue::Bool(lease.initial)),
+        (CLOSED.to_owned(), AttributeValue::Bool(lease.closed)),
+        (GONE.to_owned(), AttributeValue::Bool(lease.gone)),
         (PEERS.to_owned(), AttributeValue::M(peers)),
     ]);
     if let Some(parent) = &lease.parent {
@@ -67,6 +98,12 @@ pub(super) fn to_row(lease: &Lease) -> Row {
     }
     if let Some(owner) = &lease.owner {
         row.insert(OWNER.to_owned(), text(owner));
+    }
+    if let Some(target) = &lease.handoff {
+        row.insert(HANDOFF.to_owned(), text(target));
+    }
+    if let Some(expires) = lease.expires {
+        row.insert(EXPIRES.to_owned(), number(expires));
     }
     row
 }
@@ -85,12 +122,17 @@ pub(crate) fn from_row(row: &Row) -> Result<Lease, Failure> {
         let fields = value.as_m().map_err(|_| bad(name))?;
         Ok((name.clone(), peer_position(fields).ok_or_else(|| bad(name))?))
     };
+    let flag = |name: &str| row.get(name).and_then(|v| v.as_bool().ok()).copied().unwrap_or_default();
     Ok(Lease {
         shard,
         parent: get_text(row, PARENT).map(str::to_owned),
         owner: get_text(row, OWNER).map(str::to_owned),
         epoch: get_number(row, EPOCH).ok_or_else(|| bad(EPOCH))?,
-        initial: row.get(INITIAL).and_then(|v| v.as_bool().ok()).copied().unwrap_or_default(),
+        initial: flag(INITIAL),
+        closed: flag(CLOSED),
+        gone: flag(GONE),
+        handoff: get_text(row, HANDOFF).map(str::to_owned),
+        expires: get_number(row, EXPIRES),
         peers: peers.iter().map(peer).collect::<Result<_, Failure>>()?,
     })
 }
@@ -140,13 +182,17 @@ mod tests {
             owner: Some("me".into()),
             epoch: 7,
             initial: true,
+            closed: true,
+            gone: true,
+            handoff: Some("other".into()),
+            expires: Some(1_800_000_000),
             peers: BTreeMap::from([
                 ("b".to_owned(), PeerPosition { position, done: false }),
                 ("c".to_owned(), PeerPosition { done: true, ..PeerPosition::default() }),
             ]),
         };
         assert_eq!(from_row(&to_row(&lease)), Ok(lease.clone()));
-        let bare = Lease { parent: None, owner: None, initial: false, peers: BTreeMap::new(), ..lease };
+        let bare = Lease::new(&Shard { id: "shardId-2".into(), parent: None, closed: false });
         assert_eq!(from_row(&to_row(&bare)), Ok(bare));
     }
 

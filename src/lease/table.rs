@@ -1,15 +1,19 @@
 //! Lease rows in the state table: every change is one conditional write.
 //!
-//! Rows: `lease#<route>#<stream>` / `<shard id>`.
+//! Rows: `lease#<route>#<stream>` / `<shard id>`; beside them one of the [`crate::lease::lister`].
 
 use crate::failure::{Class, Failure};
-use crate::lease::row::{self, EPOCH, HLC, Lease, OWNER, PEERS, PeerPosition};
-use crate::state::{EXPIRES, PK, Row, SK, StateTable, number, text};
+use crate::lease::lister::{self, LISTER, ListerRow};
+use crate::lease::row::{self, CLOSED, EPOCH, GONE, HANDOFF, HLC, Lease, OWNER, PEERS, PeerPosition};
+use crate::state::{EXPIRES, PK, Row, SK, StateTable, get_text, number, text};
 use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
 use aws_sdk_dynamodb::operation::update_item::builders::UpdateItemFluentBuilder;
-use aws_sdk_dynamodb::types::{AttributeValue, ReturnValue, ReturnValuesOnConditionCheckFailure};
-use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use aws_sdk_dynamodb::types::{
+    AttributeValue, KeysAndAttributes, ReturnValue, ReturnValuesOnConditionCheckFailure,
+};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// The leases of one route on one stream. Cheap to clone.
@@ -24,8 +28,31 @@ pub struct LeaseTable {
 #[derive(Debug, Clone)]
 pub struct Held {
     table: LeaseTable,
-    shard: String,
+    shard: Arc<str>,
     epoch: u64,
+    /// Who shall have the lease next, once that is decided.
+    heir: Arc<OnceLock<String>>,
+    records: Arc<AtomicU64>,
+}
+
+/// The rows of one route on one stream.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Rows {
+    /// The leases, in the order of their shard ids.
+    pub leases: Vec<Lease>,
+    /// The row of the one that lists the stream; `None` before the first.
+    pub lister: Option<ListerRow>,
+}
+
+impl Rows {
+    fn add(&mut self, row: &Row) -> Result<(), Failure> {
+        if get_text(row, SK) == Some(LISTER) {
+            self.lister = Some(lister::from_row(row));
+        } else {
+            self.leases.push(row::from_row(row)?);
+        }
+        Ok(())
+    }
 }
 
 /// Why a change of a held lease did not happen.
@@ -46,13 +73,45 @@ impl LeaseTable {
         Self { state, partition: format!("lease#{route}#{stream}").into(), worker }
     }
 
-    /// All rows, strongly consistent, in the order of their shard ids.
+    /// All rows, strongly consistent.
     ///
     /// # Errors
     /// The failure of the call, or of a row that is not a lease.
-    pub async fn load(&self) -> Result<Vec<Lease>, Failure> {
-        let rows = self.state.rows(&self.partition, "", &[]).await?;
-        rows.iter().map(row::from_row).collect()
+    pub async fn load(&self) -> Result<Rows, Failure> {
+        let mut rows = Rows::default();
+        for row in self.state.rows(&self.partition, "", &[]).await? {
+            rows.add(&row)?;
+        }
+        Ok(rows)
+    }
+
+    /// Some shards' rows, in no order, and the lister's; strongly consistent. Those that do not exist are missing.
+    ///
+    /// # Errors
+    /// The failure of the call, or of a row that is not a lease.
+    pub async fn get(&self, shards: &BTreeSet<String>) -> Result<Rows, Failure> {
+        let mut rows = Rows::default();
+        let keys: Vec<_> =
+            std::iter::once(LISTER).chain(shards.iter().map(String::as_str)).map(|id| self.key(id)).collect();
+        for keys in keys.chunks(BATCH) {
+            let keys =
+                KeysAndAttributes::builder().set_keys(Some(keys.to_vec())).consistent_read(true).build();
+            let keys = keys.map_err(|e| Failure::new(Class::Invalid, "Request", e.to_string()))?;
+            let answer = self
+                .state
+                .call("BatchGetItem")
+                .batch_get_item()
+                .request_items(self.state.name(), keys)
+                .send()
+                .await?;
+            if answer.unprocessed_keys.is_some_and(|left| !left.is_empty()) {
+                return Err(Failure::new(Class::Throttled, "UnprocessedKeys", "not all rows were read"));
+            }
+            for row in answer.responses.into_iter().flatten().flat_map(|(_, rows)| rows) {
+                rows.add(&row)?;
+            }
+        }
+        Ok(rows)
     }
 
     /// Adds a row; one that is there already stays as it is. Whether it was added.
@@ -93,11 +152,13 @@ impl LeaseTable {
         };
         let mut request = self
             .update(&seen.shard)
-            .update_expression("SET #owner = :me, #epoch = :next")
+            .update_expression("SET #owner = :me, #epoch = :next REMOVE #handoff, #expires")
             .condition_expression(format!("#epoch = :epoch AND {owned}"))
             .expression_attribute_values(":me", text(&*self.worker))
             .expression_attribute_values(":next", number(epoch))
             .expression_attribute_values(":epoch", number(seen.epoch))
+            .expression_attribute_names("#handoff", HANDOFF)
+            .expression_attribute_names("#expires", EXPIRES)
             .return_values(ReturnValue::AllNew);
         if let Some(owner) = &seen.owner {
             request = request.expression_attribute_values(":seen", text(owner));
@@ -111,24 +172,77 @@ impl LeaseTable {
         };
         let lease = lease.as_ref().map(row::from_row).transpose()?;
         let mine = |l: &Lease| l.owner.as_deref() == Some(&*self.worker) && l.epoch == epoch;
-        Ok(lease
-            .filter(mine)
-            .map(|lease| (Held { table: self.clone(), shard: lease.shard.clone(), epoch }, lease)))
+        Ok(lease.filter(mine).map(|lease| {
+            let held = Held {
+                table: self.clone(),
+                shard: lease.shard.as_str().into(),
+                epoch,
+                heir: Arc::default(),
+                records: Arc::default(),
+            };
+            (held, lease)
+        }))
     }
 
-    fn key(&self, shard: &str) -> HashMap<String, AttributeValue> {
+    /// Writes what a listing said of a shard that has a row. A row that is gone meanwhile stays gone.
+    ///
+    /// # Errors
+    /// The failure of the call.
+    pub async fn mark(&self, shard: &str, closed: bool, gone: bool) -> Result<(), Failure> {
+        let request = self
+            .row_update(shard)
+            .update_expression("SET #closed = :closed, #gone = :gone")
+            .expression_attribute_names("#closed", CLOSED)
+            .expression_attribute_names("#gone", GONE)
+            .expression_attribute_values(":closed", AttributeValue::Bool(closed))
+            .expression_attribute_values(":gone", AttributeValue::Bool(gone));
+        self.if_there(request).await
+    }
+
+    /// Keeps the row of a finished shard until `expires` since 1970.
+    ///
+    /// # Errors
+    /// The failure of the call.
+    pub async fn keep(&self, shard: &str, expires: Duration) -> Result<(), Failure> {
+        let request = self
+            .row_update(shard)
+            .update_expression("SET #expires = :expires")
+            .expression_attribute_names("#expires", EXPIRES)
+            .expression_attribute_values(":expires", number(expires.as_secs()));
+        self.if_there(request).await
+    }
+
+    async fn if_there(&self, request: UpdateItemFluentBuilder) -> Result<(), Failure> {
+        let request =
+            request.condition_expression("attribute_exists(#pk)").expression_attribute_names("#pk", PK);
+        match request.send().await {
+            Err(error) if refused(&error).is_none() => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn key(&self, shard: &str) -> HashMap<String, AttributeValue> {
         HashMap::from([(PK.to_owned(), text(&*self.partition)), (SK.to_owned(), text(shard))])
     }
 
-    fn update(&self, shard: &str) -> UpdateItemFluentBuilder {
+    fn row_update(&self, shard: &str) -> UpdateItemFluentBuilder {
         self.state
             .call("UpdateItem")
             .update_item()
             .table_name(self.state.name())
             .set_key(Some(self.key(shard)))
+    }
+
+    pub(super) fn update(&self, shard: &str) -> UpdateItemFluentBuilder {
+        self.row_update(shard)
             .expression_attribute_names("#owner", OWNER)
             .expression_attribute_names("#epoch", EPOCH)
             .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld)
+    }
+
+    /// This worker's name.
+    pub(super) fn worker(&self) -> &str {
+        &self.worker
     }
 }
 
@@ -166,12 +280,36 @@ impl Held {
         self.send(request).await
     }
 
-    /// Gives the lease back, so that another worker may take it at once.
+    /// Decides who shall have the lease when it is given back. Only the first decision counts.
+    pub fn hand_to(&self, heir: &str) {
+        let _decided_before = self.heir.set(heir.to_owned());
+    }
+
+    /// Records of the shard were read: what it weighs depends on how many.
+    pub fn count(&self, records: u64) {
+        self.records.fetch_add(records, Ordering::Relaxed);
+    }
+
+    /// How many records of the shard were read under this lease.
+    #[must_use]
+    pub fn counted(&self) -> u64 {
+        self.records.load(Ordering::Relaxed)
+    }
+
+    /// Gives the lease back, so that another worker may take it at once: the heir, when there is one.
     ///
     /// # Errors
     /// [`HeldError`].
     pub async fn release(&self) -> Result<(), HeldError> {
-        self.send(self.mine().update_expression("REMOVE #owner").condition_expression(HELD)).await
+        let request = self.mine().condition_expression(HELD);
+        let request = match self.heir.get() {
+            None => request.update_expression("REMOVE #owner"),
+            Some(heir) => request
+                .update_expression("REMOVE #owner SET #handoff = :heir")
+                .expression_attribute_names("#handoff", HANDOFF)
+                .expression_attribute_values(":heir", text(heir)),
+        };
+        self.send(request).await
     }
 
     /// Gives the lease of a shard back that is done; its row expires at `expires` since 1970.
@@ -205,7 +343,10 @@ impl Held {
 }
 
 /// True while the lease is this worker's.
-const HELD: &str = "#owner = :me AND #epoch = :mine";
+pub(super) const HELD: &str = "#owner = :me AND #epoch = :mine";
+
+/// Keys that one BatchGetItem may name.
+const BATCH: usize = 100;
 
 type UpdateError = aws_smithy_runtime_api::client::result::SdkError<
     UpdateItemError,
@@ -213,7 +354,7 @@ type UpdateError = aws_smithy_runtime_api::client::result::SdkError<
 >;
 
 /// The row that refused a conditional write, when that was what failed.
-fn refused(error: &UpdateError) -> Option<Option<&Row>> {
+pub(super) fn refused(error: &UpdateError) -> Option<Option<&Row>> {
     match error.as_service_error() {
         Some(UpdateItemError::ConditionalCheckFailedException(e)) => Some(e.item()),
         _ => None,

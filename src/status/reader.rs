@@ -2,10 +2,11 @@
 
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::control::{self, FLEET, Pause, Scope};
+use crate::control::{self, Pause, Scope};
 use crate::dead_letters::{self, DeadLetters};
 use crate::failure::Failure;
 use crate::gaps::Gaps;
+use crate::lease::fleet::FLEET;
 use crate::lease::row::{self, PeerPosition};
 use crate::starts;
 use crate::state::{EXPIRES, Row, SK, StateTable, get_number, get_text};

@@ -124,7 +124,8 @@ impl Walker {
         }
         tracing::debug!(epoch = self.held.epoch(), lanes = lanes.running.len(), "walking");
         let (take, drain, status) = (&self.take, &self.drain, &*self.status);
-        let reading = Reading { route: &self.route, shard: &self.shard, take, feeds: &feeds, status, drain };
+        let (route, shard, held) = (&*self.route, &self.shard, &self.held);
+        let reading = Reading { route, shard, held, take, feeds: &feeds, status, drain };
         let mut front = Some(Box::pin(reading.front()));
         let mut behind = Some(Box::pin(reading.behind()));
         let mut saving: Option<BoxFuture<'_, Saved>> = None;

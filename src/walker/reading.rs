@@ -10,6 +10,7 @@ use crate::failure::{Action, Class, Failure};
 use crate::gaps::Gap;
 use crate::lane::Page;
 use crate::lease::plan::Take;
+use crate::lease::table::Held;
 use crate::retry::{self, GaveUp, Pauses, Policy};
 use crate::route::Route;
 use crate::stream::reader::{Place, Read, ReadError, Reader};
@@ -25,6 +26,7 @@ use tracing::Instrument;
 pub(super) struct Reading<'a> {
     pub(super) route: &'a Route,
     pub(super) shard: &'a Arc<str>,
+    pub(super) held: &'a Held,
     pub(super) take: &'a Take,
     pub(super) feeds: &'a Feeds,
     pub(super) status: &'a ShardStatus,
@@ -165,6 +167,7 @@ impl Reading<'_> {
             metrics.pages.with_label_values(&[route, "empty"]).inc();
             return;
         };
+        self.held.count(changes.len() as u64);
         metrics.pages.with_label_values(&[route, "full"]).inc();
         metrics.records_read.with_label_values(&[route]).inc_by(changes.len() as u64);
         let age = self.route.clock.now().duration_since(newest.created).unwrap_or_default();

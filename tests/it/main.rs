@@ -12,6 +12,8 @@
 mod commands;
 mod demo;
 mod lanes;
+mod leases;
+mod model;
 mod operator;
 mod peer;
 mod preflight;

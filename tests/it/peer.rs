@@ -21,6 +21,7 @@ use shardwalker::peer::{Outcome, Peer, PeerParts};
 use shardwalker::retry::Jitter;
 use shardwalker::sandbox::faults::{Effect, Rule};
 use shardwalker::state::StateTable;
+use shardwalker::stream::graph::Shard;
 use shardwalker::telemetry::metrics::Metrics;
 use shardwalker::version::{Hlc, Stamp, Version};
 use std::collections::BTreeMap;
@@ -233,7 +234,8 @@ async fn a_reader_that_is_dropped_leaves_the_others_their_answers() {
 
 fn lease() -> Lease {
     let peers = BTreeMap::from([("b".to_owned(), PeerPosition::default())]);
-    Lease { shard: "shardId-1".into(), parent: None, owner: None, epoch: 0, initial: true, peers }
+    let shard = Shard { id: "shardId-1".into(), parent: None, closed: false };
+    Lease { initial: true, peers, ..Lease::new(&shard) }
 }
 
 fn position(sequence: &str, millis: u64) -> BTreeMap<String, PeerPosition> {
@@ -262,7 +264,7 @@ async fn a_lease_is_fenced_and_its_positions_never_go_back() {
     new.checkpoint(&position("11", 110)).await.unwrap();
     new.release().await.unwrap();
     assert_eq!(new.checkpoint(&position("12", 120)).await, Err(HeldError::Lost));
-    let rows = one.load().await.unwrap();
+    let rows = one.load().await.unwrap().leases;
     assert_eq!((rows[0].owner.as_deref(), rows[0].epoch), (None, 2));
     assert_eq!(rows[0].peers, position("11", 110));
 }
@@ -297,11 +299,13 @@ async fn a_worker_is_dead_when_its_counter_stands_still_for_a_lease() {
     assert!(one.fence().is_some());
     for _ in 0..4 {
         two.beat().await.unwrap();
+        two.look().await.unwrap();
         one.beat().await.unwrap();
         assert!(two.dead(["one", "two", "never seen"]).is_empty());
         tokio::time::sleep(config.duration / 4).await;
     }
     two.beat().await.unwrap();
+    two.look().await.unwrap();
     assert_eq!(two.dead(["one", "never seen"]).into_iter().collect::<Vec<_>>(), ["never seen"]);
     // Time in which it did not look proves nothing; and its own right to write is gone by then.
     tokio::time::sleep(config.duration * 2).await;
@@ -310,6 +314,7 @@ async fn a_worker_is_dead_when_its_counter_stands_still_for_a_lease() {
     // A worker that came after the last look is not dead because it was never seen.
     assert!(two.dead(["new"]).is_empty());
     two.beat().await.unwrap();
+    two.look().await.unwrap();
     assert_eq!(two.dead(["one", "new"]).into_iter().collect::<Vec<_>>(), ["one"]);
 }
 

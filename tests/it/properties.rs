@@ -242,8 +242,13 @@ fn position() -> impl Strategy<Value = PeerPosition> {
 fn lease() -> impl Strategy<Value = Lease> {
     let peers = prop::collection::btree_map("[a-zA-Z0-9._-]{1,64}", position(), 0..5);
     let shard = "shardId-[0-9]{20}-[0-9a-f]{8}";
-    (shard, prop::option::of(shard), any::<u64>(), any::<bool>(), peers).prop_map(
-        |(shard, parent, epoch, initial, peers)| Lease { shard, parent, owner: None, epoch, initial, peers },
+    let flags = (any::<bool>(), any::<bool>(), any::<bool>());
+    let more = (prop::option::of("[a-z]{1,20}"), prop::option::of(0..4_000_000_000_u64));
+    (shard, prop::option::of(shard), any::<u64>(), flags, more, peers).prop_map(
+        |(shard, parent, epoch, (initial, closed, gone), (handoff, expires), peers)| {
+            let owner = None;
+            Lease { shard, parent, owner, epoch, initial, closed, gone, handoff, expires, peers }
+        },
     )
 }
 
@@ -301,7 +306,7 @@ proptest! {
                 table.add(&lease).await.unwrap();
                 expected.entry(lease.shard.clone()).or_insert(lease);
             }
-            prop_assert_eq!(table.load().await.unwrap(), expected.into_values().collect::<Vec<_>>());
+            prop_assert_eq!(table.load().await.unwrap().leases, expected.into_values().collect::<Vec<_>>());
             Ok(())
         })?;
     }

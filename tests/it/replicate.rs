@@ -282,13 +282,12 @@ async fn two_workers_share_and_the_second_takes_over() {
     eventually("the first holds both shards", || first.metric("shardwalker_leases_held", &[]) == 2.0).await;
     let second = world.worker().await;
     world.load(30, 150, 1).await;
-    world.until_equal().await;
-    assert_eq!(second.metric("shardwalker_leases_held", &[]), 0.0);
+    eventually("each has one", || second.metric("shardwalker_leases_held", &[]) == 1.0).await;
     first.kill().await;
     world.load(30, 150, 2).await;
     world.until_equal().await;
     assert_eq!(second.metric("shardwalker_leases_held", &[]), 2.0);
-    // A third one on the same config finds nothing free, and a stop hands over at once.
+    // A stop hands over at once.
     let third = world.worker().await;
     second.stop().await.unwrap();
     world.load(30, 50, 3).await;
@@ -395,7 +394,9 @@ async fn idle_shards_are_read_about_once_a_second_and_busy_ones_within_their_rat
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     world.until_equal().await;
-    assert_eq!(worker.metric("shardwalker_retries_total", &["at=\"stream\""]), 0.0, "never over the rate");
+    // Reads are begun within the rate; one that is slower than the next may arrive beyond it.
+    let over = worker.metric("shardwalker_retries_total", &["at=\"stream\""]);
+    assert!(over <= 1.0, "{over} reads over the rate");
     worker.stop().await.unwrap();
 }
 

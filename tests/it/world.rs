@@ -40,6 +40,7 @@ pub(crate) struct Worker {
     pub(crate) drain: CancellationToken,
     pub(crate) board: Board,
     pub(crate) metrics: Metrics,
+    name: String,
     task: Tasks<Result<(), ServiceError>>,
 }
 
@@ -53,6 +54,11 @@ impl Worker {
     /// As `kill -9` would.
     pub(crate) async fn kill(mut self) {
         self.task.abort_all().await;
+    }
+
+    /// Its name, as it stands in the state table.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
     }
 
     pub(crate) fn problems(&self) -> Vec<String> {
@@ -187,9 +193,10 @@ to = ["b", "c"]
         let drain = CancellationToken::new();
         let service = Service::build(config, options, drain.clone()).await.unwrap();
         let (board, metrics) = (service.board().clone(), service.metrics().clone());
+        let name = service.worker().to_owned();
         let mut task = Tasks::new();
         task.spawn(service.run());
-        Worker { drain, board, metrics, task }
+        Worker { drain, board, metrics, name, task }
     }
 
     pub(crate) async fn worker(&self) -> Worker {

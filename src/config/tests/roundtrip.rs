@@ -280,6 +280,8 @@ prop_compose! {
         checkpoint_interval in millis(100..=60_000),
         duration in millis(3_000..=600_000),
         renew_interval in millis(100..=1_000),
+        look_interval in millis(100..=1_000),
+        handoff_timeout in millis(100..=600_000),
         worker in option::of("[!-~]{1,40}"),
         listen in option::of(any::<std::net::SocketAddrV4>().prop_map(Into::into)),
         per_key in 1..=10_000_u32,
@@ -293,7 +295,7 @@ prop_compose! {
             routes,
             read: Read { idle_interval, min_interval, list_interval, describe_rate, memory_mb },
             write: Write { in_flight, request_timeout, checkpoint_interval },
-            lease: Lease { duration, renew_interval, worker },
+            lease: Lease { duration, renew_interval, look_interval, handoff_timeout, worker },
             dead_letters: DeadLetters { per_key },
             admin: Admin { listen, stall_after },
             grace,
@@ -369,9 +371,15 @@ fn render(config: &Config) -> String {
         time(*request_timeout),
         time(*checkpoint_interval),
     );
-    let Lease { duration, renew_interval, worker } = &config.lease;
-    let _ =
-        writeln!(text, "[lease]\nduration = {}\nrenew_interval = {}", time(*duration), time(*renew_interval));
+    let Lease { duration, renew_interval, look_interval, handoff_timeout, worker } = &config.lease;
+    let _ = writeln!(
+        text,
+        "[lease]\nduration = {}\nrenew_interval = {}\nlook_interval = {}\nhandoff_timeout = {}",
+        time(*duration),
+        time(*renew_interval),
+        time(*look_interval),
+        time(*handoff_timeout),
+    );
     if let Some(worker) = worker {
         let _ = writeln!(text, "worker = {}", quote(worker));
     }
