@@ -223,7 +223,7 @@ async fn lost_answers_of_the_state_table_strand_no_shard() {
 #[tokio::test(start_paused = true)]
 async fn idle_shards_cost_the_state_table_nothing() {
     let mut costs = Vec::new();
-    for shards in [10, 60] {
+    for shards in [6, 36] {
         let world = world(shards);
         let config = || world.config("", "[read]\nidle_interval = \"30s\"");
         let workers = [world.start(config()).await, world.start(config()).await];
