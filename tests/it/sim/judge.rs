@@ -344,8 +344,11 @@ impl Judge {
         }
         match request.operation.as_str() {
             "UpdateItem" if !request.is_member_write() => self.state_changed(request),
-            "PutItem" if outcome.starts_with("ok") && request.partition().starts_with("dead#") => {
-                self.letter(&request.body["Item"]);
+            // Letters are kept with the count of their key, in one transaction.
+            "TransactWriteItems" if outcome.starts_with("ok") => {
+                for act in request.body["TransactItems"].as_array().into_iter().flatten() {
+                    self.letter(&act["Put"]["Item"]);
+                }
             }
             _ => {}
         }
@@ -419,7 +422,8 @@ impl Judge {
 
     /// A dead letter; its first row makes it one.
     fn letter(&mut self, row: &Value) {
-        let (Some(place), Some(letter)) = (row["pk"]["S"].as_str(), row["sk"]["S"].as_str()) else { return };
+        let place = row["pk"]["S"].as_str().filter(|place| place.starts_with("dead#"));
+        let (Some(place), Some(letter)) = (place, row["sk"]["S"].as_str()) else { return };
         let Some(sequence) = row["sequence"]["S"].as_str().and_then(|text| text.parse().ok()) else { return };
         let digest = letter.split('#').next().unwrap_or_default();
         let Some(key) = self.digests.get(digest).cloned() else { return };
