@@ -96,6 +96,15 @@ pub enum ServiceError {
     Grace(std::time::Duration),
 }
 
+impl From<GaveUp> for ServiceError {
+    fn from(gave_up: GaveUp) -> Self {
+        match gave_up {
+            GaveUp::Failed(failure) => Self::Rows(failure),
+            GaveUp::Cancelled => Self::Stopped,
+        }
+    }
+}
+
 /// One worker: all routes of a config.
 pub struct Service {
     config: Config,
@@ -153,7 +162,9 @@ impl Service {
         heart.publishes(board.clone());
         let controls = Controls::new(state.clone(), options.clock);
         let (gates, keeper) = Gates::new(config.lanes(), controls.clone());
-        gates.apply(&controls.rows().await.map_err(ServiceError::Rows)?);
+        let patient = Policy::for_at_most(config.access_patience);
+        let rows = retry::run(patient, &jitter, &drain, |_, _| (), || controls.rows()).await;
+        gates.apply(&rows.map_err(ServiceError::from)?);
         board.has(gates.clone(), options.clock);
         let watch = Watch {
             tables: watched(&config, &aws).await,
@@ -191,7 +202,7 @@ impl Service {
             let account = &service.config.members[route.from].arn.account;
             let rate = f64::from(service.config.read.describe_rate);
             let budget = budgets.entry(account.clone()).or_insert_with(|| Arc::new(Rate::new(rate)));
-            service.board.expects(&route.name);
+            service.board.expects(&route.name, service.config.read.list_interval);
             let replicator = Box::pin(service.replicator(route, &shared, Arc::clone(budget))).await?;
             service.replicators.push(replicator);
         }
@@ -288,11 +299,7 @@ impl Service {
     ) -> Result<Begun, ServiceError> {
         let policy = Policy::for_at_most(self.config.access_patience);
         let once = || starts::begun(&shared.state, shared.clock, &route.name, stream);
-        match retry::run(policy, &shared.jitter, &self.drain, |_, _| (), once).await {
-            Ok(begun) => Ok(begun),
-            Err(GaveUp::Failed(failure)) => Err(ServiceError::Rows(failure)),
-            Err(GaveUp::Cancelled) => Err(ServiceError::Stopped),
-        }
+        Ok(retry::run(policy, &shared.jitter, &self.drain, |_, _| (), once).await?)
     }
 
     /// The stream is not the one that the route read before: what came between the two is in neither.

@@ -126,7 +126,15 @@ impl StateTable {
             }
             tokio::time::sleep(Duration::from_millis(250)).await;
         }
-        if made { self.enable_ttl().await } else { Ok(()) }
+        while made {
+            match self.enable_ttl().await {
+                Err(error) if error.may_pass() && Instant::now() < patient => {
+                    tokio::time::sleep(Duration::from_millis(250)).await;
+                }
+                enabled => return enabled,
+            }
+        }
+        Ok(())
     }
 
     /// `None` when absent, else whether it is active.

@@ -32,6 +32,8 @@ struct Shared {
 #[derive(Debug)]
 struct RouteEntry {
     listed: Instant,
+    /// How often it is listed when all is well.
+    interval: Duration,
     trouble: Option<String>,
     /// The stream is off: nothing will come any more.
     off: bool,
@@ -164,9 +166,9 @@ impl Board {
         entry(&mut lock(&self.shared), route).trouble = Some(why.to_owned());
     }
 
-    /// A route will be worked on: from now on it must be listed.
-    pub fn expects(&self, route: &str) {
-        entry(&mut lock(&self.shared), route);
+    /// A route will be worked on: from now on it must be listed, about every `interval`.
+    pub fn expects(&self, route: &str, interval: Duration) {
+        entry(&mut lock(&self.shared), route).interval = interval;
     }
 
     /// Whether a route's stream takes records.
@@ -236,7 +238,7 @@ impl Board {
             paused.push(line);
         }
         for (name, route) in &shared.routes {
-            if route.listed.elapsed() > stall_after {
+            if route.listed.elapsed() > stall_after.max(3 * route.interval) {
                 let why = route.trouble.as_deref().unwrap_or("unknown cause");
                 let seconds = route.listed.elapsed().as_secs();
                 problems.push(format!("route {name}: its shards were last listed {seconds} s ago: {why}"));
@@ -482,6 +484,7 @@ impl LaneStatus {
 fn entry<'a>(shared: &'a mut Shared, route: &str) -> &'a mut RouteEntry {
     shared.routes.entry(route.to_owned()).or_insert_with(|| RouteEntry {
         listed: Instant::now(),
+        interval: Duration::ZERO,
         trouble: None,
         off: false,
         shards: BTreeMap::new(),

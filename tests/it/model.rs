@@ -409,7 +409,7 @@ impl Model for Leases {
 
 fn search(bounds: Leases) -> impl Checker<Leases> {
     let checker = bounds.checker().threads(2).spawn_bfs().join();
-    println!("{} states, depth {}", checker.unique_state_count(), checker.max_depth());
+    eprintln!("{} states, depth {}", checker.unique_state_count(), checker.max_depth());
     checker
 }
 

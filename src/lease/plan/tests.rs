@@ -270,12 +270,12 @@ proptest! {
         let mut world = World::of((0..shards).map(|n| lease(&id(10, &format!("{n:03}")), None, false)));
         let mut held = vec![0_u64; workers];
         // Each takes in turn; the figures that it sees of the others are those of the start.
-        for me in 0..workers {
+        for (me, mine) in held.iter_mut().enumerate() {
             world.fellows = (1..workers).map(|n| fellow(&format!("w{n}"), 0)).collect();
             // What others took before is seen as taken, and not yet as theirs.
             let free = world.leases.values().filter(|lease| lease.owner.is_none()).count();
             let taken = world.taken();
-            held[me] = taken.len() as u64;
+            *mine = taken.len() as u64;
             prop_assert!(taken.len() <= free.div_ceil(workers));
             for shard in taken {
                 world.row(&shard).owner = Some(format!("w{me}"));

@@ -29,11 +29,11 @@ use tokio::time::sleep;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sabotage {
     /// Writes to the peers take effect whatever stands there.
-    NoConditions,
+    Conditions,
     /// Changes of a lease take effect whoever holds it.
-    NoFencing,
+    Fencing,
     /// The listings do not say which shard continues which.
-    NoParents,
+    Parents,
 }
 
 type Answer = Result<HttpResponse, ConnectorError>;
@@ -190,9 +190,9 @@ impl Sabotage {
         let about_stamps =
             seen.body["ConditionExpression"].as_str().is_some_and(|text| text.contains("#stamp"));
         let spoilt = match self {
-            Self::NoConditions => seen.is_member_write() && about_stamps,
-            Self::NoFencing => seen.is_lease_change(),
-            Self::NoParents => false,
+            Self::Conditions => seen.is_member_write() && about_stamps,
+            Self::Fencing => seen.is_lease_change(),
+            Self::Parents => false,
         };
         let Some(condition) = seen.body["ConditionExpression"].as_str().filter(|_| spoilt) else { return };
         // Still there, so that its names and values are used.
@@ -202,7 +202,7 @@ impl Sabotage {
     }
 
     fn spoil_answer(self, seen: &Request, response: &mut HttpResponse) {
-        if self != Self::NoParents || seen.operation != "DescribeStream" || !response.status().is_success() {
+        if self != Self::Parents || seen.operation != "DescribeStream" || !response.status().is_success() {
             return;
         }
         let body: Option<Value> =

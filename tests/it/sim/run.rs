@@ -326,14 +326,16 @@ impl Stage {
         }
         let limit = Instant::now() + CATCH_UP;
         loop {
-            let judge = self.judge();
-            if judge.violation.is_some() {
+            let (violated, caught_up) = {
+                let judge = self.judge();
+                (judge.violation.is_some(), judge.caught_up())
+            };
+            if violated {
                 return;
             }
-            if judge.caught_up() {
+            if caught_up {
                 break;
             }
-            drop(judge);
             if Instant::now() > limit {
                 let mut judge = self.judge();
                 judge.note("-- too late");
