@@ -126,7 +126,10 @@ impl StateTable {
             }
             tokio::time::sleep(Duration::from_millis(250)).await;
         }
-        while made {
+        if !made {
+            return Ok(());
+        }
+        loop {
             match self.enable_ttl().await {
                 Err(error) if error.may_pass() && Instant::now() < patient => {
                     tokio::time::sleep(Duration::from_millis(250)).await;
@@ -134,7 +137,6 @@ impl StateTable {
                 enabled => return enabled,
             }
         }
-        Ok(())
     }
 
     /// `None` when absent, else whether it is active.
