@@ -17,6 +17,7 @@ use crate::lease::known::Known;
 use crate::lease::lister::Duty;
 use crate::lease::listing::{self, Change, Listed};
 use crate::lease::plan::{self, Action, Take, View};
+use crate::lease::row::Lease;
 use crate::lease::table::{Held, HeldError, LeaseTable, Rows};
 use crate::replicator::walking::{Begin, Walking};
 use crate::retry::{Pauses, Policy};
@@ -60,6 +61,15 @@ pub struct ReplicatorParts {
     pub heart: Arc<Heart>,
     /// Cancelled when the worker should finish what it has and stop.
     pub drain: CancellationToken,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RunEnd {
+    /// It was asked to stop.
+    Drained,
+    /// The stream was turned off, and all of it is done.
+    StreamEnded,
 }
 
 /// Runs one route.
@@ -115,10 +125,15 @@ impl Replicator {
 
     /// Runs until asked to drain, and until the walkers have drained. `first` is called after the first round
     /// that went well, once somebody has listed the stream.
-    pub async fn run(mut self, first: impl FnOnce()) {
+    pub async fn run(mut self, first: impl FnOnce()) -> RunEnd {
         let mut first = Some(first);
+        let mut end = RunEnd::Drained;
         while !self.parts.drain.is_cancelled() {
             let next = match self.round().await {
+                Ok(()) if self.ended_for_good() => {
+                    end = RunEnd::StreamEnded;
+                    break;
+                }
                 Ok(()) => {
                     self.pauses.reset();
                     if self.listings > 0
@@ -133,6 +148,15 @@ impl Replicator {
             self.wait(next).await;
         }
         self.leave().await;
+        end
+    }
+
+    /// Whether the stream is off and all of it is done at every peer.
+    fn ended_for_good(&self) -> bool {
+        let peers = self.parts.route.peer_names();
+        let done = |lease: &Lease| lease.gone || lease.done_for(peers.iter().copied());
+        let off = self.listings > 0 && self.known.lister().is_some_and(|row| row.disabled);
+        off && self.walking.is_empty() && self.known.leases().values().all(done)
     }
 
     /// When the next round is due if nothing happens.

@@ -106,6 +106,9 @@ pub(super) fn begin(begin: Begin<'_>) -> (Walking, impl Future<Output = Option<E
                 shard,
                 "a shard did not come to rest in time: it is handed over as it is"
             );
+            // What was sent may still take effect, and its check against the ledger was abandoned: whoever is next must
+            // come after it.
+            retry::pause(route.write.request_timeout, &fence).await;
             return Some(release(&held, &route, &fence).await);
         }
         end

@@ -151,6 +151,8 @@ impl Walker {
                     Err(panic) => {
                         tracing::error!(%panic, "a lane broke down; the shard is given back and taken again");
                         lanes.tasks.abort_all().await;
+                        // What was sent may still take effect; whoever is next must come after it.
+                        retry::pause(self.route.write.request_timeout, &self.fence).await;
                         return self.give_back(End::Lost).await;
                     }
                 },

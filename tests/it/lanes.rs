@@ -133,3 +133,32 @@ async fn memory_stays_within_its_bound() {
     assert!(world.all_equal());
     worker.stop().await.unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_is_down_holds_back_no_shards_of_the_others() {
+    let world = one_shard();
+    let workers = [world.worker().await, world.worker().await];
+    rewrite(&world, 100, 1).await;
+    world.until_equal().await;
+    down(&world);
+    for round in 2..5 {
+        rewrite(&world, 100, round).await;
+        world.sandbox.split(&world.source, None).unwrap();
+        rewrite(&world, 50, round + 10).await;
+        let took = first_peer_takes(&world).await;
+        assert!(took < Duration::from_secs(5), "{took:?} through generation {round} of shards");
+    }
+    let positions = |peer: &str| {
+        let rows = world.rows("lease#copy").into_iter();
+        rows.filter(|row| row["peers"]["M"][peer]["M"]["done"]["BOOL"] == true).count()
+    };
+    eventually("what the first peer is done with is saved", || positions("b") == 1 + 2 + 4).await;
+    assert_eq!(positions("c"), 0);
+    world.sandbox.faults().clear();
+    world.until_equal().await;
+    eventually("the other one is through as well", || positions("c") == 1 + 2 + 4).await;
+    for worker in workers {
+        assert_eq!(worker.metric("shardwalker_gaps_total", &[]), 0.0);
+        worker.stop().await.unwrap();
+    }
+}

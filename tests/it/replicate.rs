@@ -452,24 +452,41 @@ async fn a_peer_that_was_made_again_is_not_mistaken_for_the_old_one() {
     next.stop().await.unwrap();
 }
 
+/// Turns the source's stream on or off.
+async fn stream(world: &World, on: bool) {
+    let specification = StreamSpecification::builder().stream_enabled(on);
+    let view = on.then_some(aws_sdk_dynamodb::types::StreamViewType::NewAndOldImages);
+    let specification = specification.set_stream_view_type(view).build().unwrap();
+    world
+        .app
+        .db
+        .update_table()
+        .table_name("orders")
+        .stream_specification(specification)
+        .send()
+        .await
+        .unwrap();
+}
+
+fn all_done(world: &World) -> bool {
+    let rows = world.rows("lease#copy");
+    let mut shards = rows.iter().filter(|row| row["sk"]["S"] != "!lister");
+    shards.all(|row| ["b", "c"].iter().all(|peer| row["peers"]["M"][peer]["M"]["done"]["BOOL"] == true))
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_stream_that_was_turned_off_is_a_problem_and_a_new_one_needs_a_decision() {
     let world = World::new();
     let worker = world.worker().await;
     world.load(10, 20, 1).await;
     world.until_equal().await;
-    let stream = |on: bool| {
-        let specification = StreamSpecification::builder().stream_enabled(on);
-        let view = on.then_some(aws_sdk_dynamodb::types::StreamViewType::NewAndOldImages);
-        let specification = specification.set_stream_view_type(view).build().unwrap();
-        world.app.db.update_table().table_name("orders").stream_specification(specification).send()
-    };
-    stream(false).await.unwrap();
+    stream(&world, false).await;
     let off = || worker.problems().iter().any(|problem| problem.contains("was turned off"));
     eventually("health says so", off).await;
+    eventually("the old stream is read to its end", || all_done(&world)).await;
     worker.stop().await.unwrap();
     tokio::time::sleep(Duration::from_secs(60)).await;
-    stream(true).await.unwrap();
+    stream(&world, true).await;
     world.allow_source();
     world.put("in the new stream", "x").await;
 
@@ -483,6 +500,63 @@ async fn a_stream_that_was_turned_off_is_a_problem_and_a_new_one_needs_a_decisio
     assert_eq!(world.rows("gaps#copy").len(), 1);
     worker.stop().await.unwrap();
     world.build(world.config("", "")).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_an_old_stream_still_has_is_read_before_the_new_one() {
+    let world = World::new();
+    let first = world.worker().await;
+    world.load(10, 20, 1).await;
+    world.until_equal().await;
+    first.stop().await.unwrap();
+    world.load(10, 40, 2).await;
+    stream(&world, false).await;
+    stream(&world, true).await;
+    world.allow_source();
+    world.put("in the new stream", "x").await;
+    let worker = world.start(world.config("on_gap = \"continue\"", "")).await;
+    world.until_equal().await;
+    assert_eq!(world.rows("gaps#copy").len(), 1);
+    // Without leave to go on, the old one is read all the same.
+    world.load(10, 20, 3).await;
+    worker.stop().await.unwrap();
+    world.load(10, 40, 4).await;
+    let before = world.items(&world.source);
+    stream(&world, false).await;
+    stream(&world, true).await;
+    world.allow_source();
+    world.put("in the third stream", "x").await;
+    let worker = world.start(world.config("", "")).await;
+    eventually("what the old one had is there", || world.items(&world.peers[1]) == before).await;
+    let said = || worker.problems().iter().any(|problem| problem.contains("turned off and on"));
+    eventually("and it says what it waits for", said).await;
+    worker.stop().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn workers_follow_a_source_to_its_new_stream_and_name_the_policy_that_it_lacks() {
+    let world = World::new();
+    let config = || world.config("on_gap = \"continue\"", "");
+    let workers = [world.start(config()).await, world.start(config()).await];
+    world.load(10, 30, 1).await;
+    world.until_equal().await;
+    world.load(10, 30, 2).await;
+    stream(&world, false).await;
+    stream(&world, true).await;
+    world.put("in the new stream", "x").await;
+    let new = world.sandbox.stream_arn(&world.source).unwrap().unwrap();
+    for worker in &workers {
+        let named =
+            |problem: &String| problem.contains("no policy that allows to read it") && problem.contains(&new);
+        eventually("the missing policy is named", || worker.problems().iter().any(named)).await;
+    }
+    world.allow_source();
+    world.until_equal().await;
+    assert_eq!(world.rows("gaps#copy").len(), 1);
+    for worker in workers {
+        eventually("all is well", || worker.problems().is_empty()).await;
+        worker.stop().await.unwrap();
+    }
 }
 
 #[tokio::test(start_paused = true)]

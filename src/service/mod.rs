@@ -1,32 +1,28 @@
 //! The service: `Config` -> [`Service::build`] -> [`Service::run`]. Nothing is started while building.
+//!
+//! [`follow`] puts a route's parts together, and follows its source from one stream to the next.
 
-use crate::access::preflight::{Findings, Found, Preflight};
-use crate::apply::Rules;
+mod follow;
+
+use crate::access::preflight::{Findings, Preflight};
 use crate::aws::{Aws, Base};
 use crate::clock::Clock;
-use crate::config::{self, Config, OnGap, Start};
-use crate::connect::Connector;
+use crate::config::{self, Config};
 use crate::control::{Controls, Gates, Keeper};
-use crate::dead_letters::DeadLetters;
 use crate::failure::Failure;
-use crate::gaps::{Gap, Gaps};
+use crate::gaps::Gaps;
 use crate::lease::heart::Heart;
-use crate::lease::table::LeaseTable;
 use crate::ledger::Ledger;
 use crate::limit::Rate;
 use crate::loss::TimeToLoss;
-use crate::memory::Memory;
-use crate::replicator::{Replicator, ReplicatorParts};
 use crate::retry::{self, GaveUp, Jitter, Policy};
-use crate::route::Route;
-use crate::starts::{self, Begun};
 use crate::state::{StateError, StateTable};
-use crate::stream::list::Lister;
 use crate::tables::{Watch, Watched};
 use crate::task::Tasks;
 use crate::telemetry::board::Board;
 use crate::telemetry::http::{self, Admin};
 use crate::telemetry::metrics::Metrics;
+use follow::{Builder, Followed};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -107,13 +103,13 @@ impl From<GaveUp> for ServiceError {
 
 /// One worker: all routes of a config.
 pub struct Service {
-    config: Config,
+    config: Arc<Config>,
     heart: Arc<Heart>,
     keeper: Keeper,
     clock: Clock,
     jitter: Jitter,
     watch: Watch,
-    replicators: Vec<Replicator>,
+    routes: Vec<Followed>,
     board: Board,
     metrics: Metrics,
     admin: Option<TcpListener>,
@@ -175,157 +171,35 @@ impl Service {
             metrics: metrics.clone(),
         };
         watch.look().await;
-        let mut service = Self {
-            heart,
-            watch,
-            keeper,
-            clock: options.clock,
-            jitter: jitter.clone(),
-            replicators: Vec::new(),
-            board,
-            metrics,
-            admin,
-            drain,
-            config,
-        };
-        let shared = Shared {
-            aws: &aws,
-            ledger: Ledger::new(state.clone(), options.clock, service.config.state.tombstone_retention),
+        let mut budgets: BTreeMap<String, Arc<Rate>> = BTreeMap::new();
+        let rate = f64::from(config.read.describe_rate);
+        for route in &config.routes {
+            let account = config.members[route.from].arn.account.clone();
+            budgets.entry(account).or_insert_with(|| Arc::new(Rate::new(rate)));
+            board.expects(&route.name, config.read.list_interval);
+        }
+        let config = Arc::new(config);
+        let builder = Arc::new(Builder {
+            ledger: Ledger::new(state.clone(), options.clock, config.state.tombstone_retention),
+            config: Arc::clone(&config),
+            aws,
             gates,
             state,
             clock: options.clock,
-            jitter,
-            found: &found,
-        };
-        let mut budgets: BTreeMap<String, Arc<Rate>> = BTreeMap::new();
-        for route in &service.config.routes {
-            let account = &service.config.members[route.from].arn.account;
-            let rate = f64::from(service.config.read.describe_rate);
-            let budget = budgets.entry(account.clone()).or_insert_with(|| Arc::new(Rate::new(rate)));
-            service.board.expects(&route.name, service.config.read.list_interval);
-            let replicator = Box::pin(service.replicator(route, &shared, Arc::clone(budget))).await?;
-            service.replicators.push(replicator);
+            jitter: jitter.clone(),
+            found,
+            budgets,
+            heart: Arc::clone(&heart),
+            metrics: metrics.clone(),
+            board: board.clone(),
+            drain: drain.clone(),
+        });
+        let mut routes = Vec::new();
+        for route in 0..config.routes.len() {
+            routes.push(Box::pin(Arc::clone(&builder).route(route)).await?);
         }
-        Ok(service)
-    }
-
-    async fn replicator(
-        &self,
-        route: &config::Route,
-        shared: &Shared<'_>,
-        budget: Arc<Rate>,
-    ) -> Result<Replicator, ServiceError> {
-        let found =
-            |index: usize| shared.found.get(index).and_then(Option::as_ref).ok_or(ServiceError::Stopped);
-        let source = &self.config.members[route.from];
-        let stream = found(route.from)?.stream.clone().ok_or(ServiceError::Stopped)?;
-        let streams = shared.aws.clients(&source.access).await.streams;
-        let connector = Connector {
-            config: &self.config,
-            aws: shared.aws,
-            ledger: shared.ledger.clone(),
-            gates: Some(&shared.gates),
-            heart: Some(&self.heart),
-            clock: shared.clock,
-            metrics: &self.metrics,
-        };
-        let mut peers = Vec::new();
-        for &index in &route.to {
-            peers.push(Arc::new(connector.peer(route, index, found(index)?).await));
-        }
-        // Every peer of every route gets an equal part, so that one that is down fills its own and nobody else's.
-        let lanes: usize = self.config.routes.iter().map(|route| route.to.len()).sum();
-        let part = (self.config.read.memory_mb as usize) * (1 << 20) / lanes.max(1);
-        let memory = peers.iter().map(|_| Memory::new(part)).collect();
-        let begun = self.begun(route, &stream.label, shared).await?;
-        if let Some(old) = &begun.after {
-            self.new_stream(route, &stream.label, old, shared).await?;
-        }
-        let not_before = match route.start {
-            Start::TrimHorizon => None,
-            Start::Latest => Some(begun.at - starts::MARGIN),
-            // Records have whole seconds.
-            Start::At(time) => Some(starts::whole_seconds(time)),
-        };
-        let leases = LeaseTable::new(
-            shared.state.clone(),
-            &route.name,
-            &stream.label,
-            Arc::clone(self.heart.worker()),
-        );
-        let stream: Arc<str> = stream.arn.into();
-        let lister = Lister::new(streams.clone(), Arc::clone(&stream), budget);
-        let resolved = Route {
-            name: route.name.as_str().into(),
-            member: source.number,
-            streams,
-            stream,
-            peers,
-            memory,
-            stamp: route.stamp.as_str().into(),
-            rules: Rules { ttl_deletes: route.ttl_deletes, not_before },
-            start: route.start,
-            begun: begun.at,
-            on_gap: route.on_gap,
-            max_drift: route.max_clock_drift,
-            read: self.config.read.clone(),
-            write: self.config.write.clone(),
-            dead_letters: DeadLetters::new(
-                shared.state.clone(),
-                shared.clock,
-                self.config.dead_letters.per_key,
-            ),
-            gaps: Gaps::new(shared.state.clone(), shared.clock),
-            clock: shared.clock,
-            metrics: self.metrics.clone(),
-            board: self.board.clone(),
-            jitter: shared.jitter.clone(),
-        };
-        Ok(Replicator::new(ReplicatorParts {
-            route: Arc::new(resolved),
-            lister,
-            leases,
-            heart: Arc::clone(&self.heart),
-            drain: self.drain.clone(),
-        }))
-    }
-
-    /// When the route first saw this stream: kept in the state table, so that all workers agree.
-    async fn begun(
-        &self,
-        route: &config::Route,
-        stream: &str,
-        shared: &Shared<'_>,
-    ) -> Result<Begun, ServiceError> {
-        let policy = Policy::for_at_most(self.config.access_patience);
-        let once = || starts::begun(&shared.state, shared.clock, &route.name, stream);
-        Ok(retry::run(policy, &shared.jitter, &self.drain, |_, _| (), once).await?)
-    }
-
-    /// The stream is not the one that the route read before: what came between the two is in neither.
-    async fn new_stream(
-        &self,
-        route: &config::Route,
-        new: &str,
-        old: &str,
-        shared: &Shared<'_>,
-    ) -> Result<(), ServiceError> {
-        let why = ServiceError::NewStream {
-            route: route.name.clone(),
-            member: self.config.members[route.from].name.clone(),
-            old: old.to_owned(),
-            new: new.to_owned(),
-        };
-        tracing::error!(route = route.name, on_gap = ?route.on_gap, "DATA MAY BE MISSING at the peers: {why}");
-        self.metrics.gaps.with_label_values(&[&route.name]).inc();
-        if route.on_gap == OnGap::Stop {
-            return Err(why);
-        }
-        let gap =
-            Gap { shard: format!("stream {old}"), after: "its last shards".to_owned(), from: None, to: None };
-        let gaps = Gaps::new(shared.state.clone(), shared.clock);
-        gaps.keep(&route.name, &gap).await.map_err(ServiceError::Rows)?;
-        starts::confirm(&shared.state, &route.name, new).await.map_err(ServiceError::Rows)
+        let clock = options.clock;
+        Ok(Self { config, heart, keeper, watch, clock, jitter, routes, board, metrics, admin, drain })
     }
 
     /// What the service shows of its work.
@@ -358,8 +232,19 @@ impl Service {
     /// [`ServiceError::Rows`] when this worker could not show itself even once;
     /// [`ServiceError::Grace`] when the work did not end in time.
     pub async fn run(self) -> Result<(), ServiceError> {
-        let Self { config, heart, keeper, watch, clock, jitter, replicators, board, metrics, admin, drain } =
-            self;
+        let Self {
+            config,
+            heart,
+            keeper,
+            watch,
+            clock,
+            jitter,
+            routes: followed,
+            board,
+            metrics,
+            admin,
+            drain,
+        } = self;
         let stop_heart = CancellationToken::new();
         let stop_admin = CancellationToken::new();
         let mut helpers = Tasks::new();
@@ -380,7 +265,7 @@ impl Service {
             Err(GaveUp::Failed(failure)) => return Err(ServiceError::Rows(failure)),
             Err(GaveUp::Cancelled) => return Ok(()),
         }
-        tracing::info!(worker = &**heart.worker(), routes = replicators.len(), "working");
+        tracing::info!(worker = &**heart.worker(), routes = followed.len(), "working");
         let beating = Arc::clone(&heart);
         let stop = stop_heart.clone();
         helpers.spawn(async move { beating.run(stop).await });
@@ -389,10 +274,10 @@ impl Service {
         helpers.spawn(loss.run(stop_heart.clone()));
         helpers.spawn(watch.run(stop_heart.clone()));
         let mut routes = Tasks::new();
-        let waiting = Arc::new(AtomicUsize::new(replicators.len()));
-        for replicator in replicators {
+        let waiting = Arc::new(AtomicUsize::new(followed.len()));
+        for route in followed {
             let (waiting, board) = (Arc::clone(&waiting), board.clone());
-            routes.spawn(replicator.run(move || {
+            routes.spawn(route.run(move || {
                 if waiting.fetch_sub(1, Ordering::AcqRel) == 1 {
                     board.ready();
                 }
@@ -428,16 +313,6 @@ async fn watched(config: &Config, aws: &Aws) -> Vec<Watched> {
         }
     }
     tables
-}
-
-struct Shared<'a> {
-    aws: &'a Aws,
-    ledger: Ledger,
-    gates: Gates,
-    state: StateTable,
-    clock: Clock,
-    jitter: Jitter,
-    found: &'a [Option<Found>],
 }
 
 /// After the work is done, this worker's row is removed and open connections are answered, at most so long.
