@@ -7,6 +7,7 @@ use crate::clock::Clock;
 use crate::failure::Failure;
 use crate::state::{Row, SK, StateTable, get_text, key, text};
 use crate::status;
+use aws_sdk_dynamodb::types::ReturnValue;
 use std::time::SystemTime;
 
 const SETTLED: &str = "settled";
@@ -51,11 +52,11 @@ impl Gaps {
         Self { state, clock }
     }
 
-    /// Keeps a gap. Keeping it again changes nothing but the time at which it was found: what was settled stays so.
+    /// Keeps a gap; whether it is a new one. Keeping it again changes nothing that matters: what was settled stays so.
     ///
     /// # Errors
     /// The failure of the call.
-    pub async fn keep(&self, route: &str, gap: &Gap) -> Result<(), Failure> {
+    pub async fn keep(&self, route: &str, gap: &Gap) -> Result<bool, Failure> {
         let mut update = self.state.call("UpdateItem").update_item().table_name(self.state.name());
         update = update.set_key(Some(key(&partition(route), &format!("{}#{}", gap.shard, gap.after))));
         let fields = [
@@ -70,9 +71,13 @@ impl Gaps {
                 .expression_attribute_names(format!("#{name}"), *name)
                 .expression_attribute_values(format!(":{name}"), text(value));
         }
-        let sets = fields.map(|(name, _)| format!("#{name} = :{name}"));
-        update.update_expression(format!("SET {}", sets.join(", "))).send().await?;
-        Ok(())
+        let sets = fields.map(|(name, _)| match name {
+            "found" => "#found = if_not_exists(#found, :found)".to_owned(),
+            _ => format!("#{name} = :{name}"),
+        });
+        let update = update.update_expression(format!("SET {}", sets.join(", ")));
+        let answer = update.return_values(ReturnValue::AllOld).send().await?;
+        Ok(answer.attributes.is_none_or(|before| before.is_empty()))
     }
 
     /// The gaps of a route, in the order of their shards.

@@ -108,8 +108,9 @@ impl Watch {
             from: None,
             to: None,
         };
-        self.gaps.keep(route, &gap).await?;
-        self.metrics.gaps.with_label_values(&[route]).inc();
+        if self.gaps.keep(route, &gap).await? {
+            self.metrics.gaps.with_label_values(&[route]).inc();
+        }
         if watched.on_gap == OnGap::Stop {
             self.gates.trip(route, &why, self.clock);
         }

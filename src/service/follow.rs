@@ -213,8 +213,9 @@ impl Builder {
             Gap { shard: format!("stream {old}"), after: "its last shards".to_owned(), from: None, to: None };
         let why = self.between(route, old, new);
         tracing::error!(route = route.name, on_gap = ?route.on_gap, "DATA MAY BE MISSING at the peers: {why}");
-        Gaps::new(self.state.clone(), self.clock).keep(&route.name, &gap).await?;
-        self.metrics.gaps.with_label_values(&[&route.name]).inc();
+        if Gaps::new(self.state.clone(), self.clock).keep(&route.name, &gap).await? {
+            self.metrics.gaps.with_label_values(&[&route.name]).inc();
+        }
         starts::confirm(&self.state, &route.name, new).await?;
         Ok(Some(()))
     }

@@ -215,18 +215,21 @@ impl Reading<'_> {
         hand.reader.seek(Place::TrimHorizon);
         let after = after.map_or_else(|| "the last checkpoint".to_owned(), |after| after.to_string());
         let gap = Gap { shard: self.shard.to_string(), after, from: hand.last, to };
-        self.route.metrics.gaps.with_label_values(&[&self.route.name]).inc();
-        tracing::error!(
-            %gap,
-            on_gap = ?self.route.on_gap,
-            "DATA IS MISSING at the peers: compare the members and copy what differs"
-        );
         let keep = || self.route.gaps.keep(&self.route.name, &gap);
         let notice = |failure: &Failure, _| {
             self.route.metrics.retried(&self.route.name, "state", failure.class);
         };
         match retry::run(Policy::FOREVER, &self.route.jitter, self.drain, notice, keep).await {
-            Ok(()) => {}
+            Ok(true) => {
+                self.route.metrics.gaps.with_label_values(&[&self.route.name]).inc();
+                tracing::error!(
+                    %gap,
+                    on_gap = ?self.route.on_gap,
+                    "DATA IS MISSING at the peers: compare the members and copy what differs"
+                );
+            }
+            // The checkpoint stays before it until the shard has a newer record.
+            Ok(false) => tracing::warn!(%gap, "a gap that was found before"),
             Err(GaveUp::Failed(_) | GaveUp::Cancelled) => return Some(Closed::Drained),
         }
         if self.route.on_gap == OnGap::Stop {
