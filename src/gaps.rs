@@ -77,7 +77,7 @@ impl Gaps {
         });
         let update = update.update_expression(format!("SET {}", sets.join(", ")));
         let answer = update.return_values(ReturnValue::AllOld).send().await?;
-        Ok(answer.attributes.is_none_or(|before| before.is_empty()))
+        Ok(!answer.attributes.is_some_and(|before| before.contains_key("found")))
     }
 
     /// The gaps of a route, in the order of their shards.
