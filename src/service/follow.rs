@@ -94,12 +94,11 @@ impl Builder {
     pub(super) async fn route(self: Arc<Self>, route: usize) -> Result<Followed, ServiceError> {
         let config = &self.config.routes[route];
         let latest = self.latest(config)?.label.clone();
-        let policy = Policy::for_at_most(self.config.access_patience);
-        let run = |begun| retry::run(policy, &self.jitter, &self.drain, |_, _| (), begun);
-        let begun = run(|| starts::begun(&self.state, self.clock, &config.name, &latest)).await?;
-        let mut stream = latest;
+        let begun = || starts::begun(&self.state, self.clock, &config.name, &latest);
+        let begun = self.patiently(begun).await?;
+        let mut stream = latest.clone();
         if let Some(old) = begun.after {
-            if self.has_more(config, &old).await.map_err(ServiceError::Rows)? {
+            if self.patiently(|| self.has_more(config, &old)).await? {
                 tracing::warn!(
                     route = config.name,
                     old,
@@ -107,12 +106,21 @@ impl Builder {
                 );
                 stream = old;
             } else {
-                let between = self.between(config, &old, &stream);
-                self.pass(config, &old, &stream).await.map_err(ServiceError::Rows)?.ok_or(between)?;
+                let passed = self.patiently(|| self.pass(config, &old, &latest)).await?;
+                passed.ok_or_else(|| self.between(config, &old, &latest))?;
             }
         }
-        let replicator = self.replicator(route, &stream).await.map_err(ServiceError::Rows)?;
+        let replicator = self.patiently(|| self.replicator(route, &stream)).await?;
         Ok(Followed { builder: self, route, stream, replicator })
+    }
+
+    /// Tries a step of the start for as long as a start is patient.
+    async fn patiently<T, F>(&self, step: impl Fn() -> F) -> Result<T, ServiceError>
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
+        let policy = Policy::for_at_most(self.config.access_patience);
+        Ok(retry::run(policy, &self.jitter, &self.drain, |_, _| (), step).await?)
     }
 
     fn latest(&self, route: &config::Route) -> Result<&Stream, ServiceError> {
