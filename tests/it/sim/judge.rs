@@ -344,10 +344,12 @@ impl Judge {
         }
         match request.operation.as_str() {
             "UpdateItem" if !request.is_member_write() => self.state_changed(request),
-            // Letters are kept with the count of their key, in one transaction.
-            "TransactWriteItems" if outcome.starts_with("ok") => {
+            // Letters are kept with the count of their key, in one transaction, whose answer may be lost.
+            "TransactWriteItems" => {
                 for act in request.body["TransactItems"].as_array().into_iter().flatten() {
-                    self.letter(&act["Put"]["Item"]);
+                    if let Some(row) = self.state_row(&act["Put"]["Item"]) {
+                        self.letter(&row);
+                    }
                 }
             }
             _ => {}
@@ -392,16 +394,22 @@ impl Judge {
     }
 
     fn state_changed(&mut self, request: &Request) {
-        let (account, region) = self.home.clone();
-        let body = json!({ "TableName": STATE, "Key": request.body["Key"], "ConsistentRead": true });
-        let Ok(answer) = self.sandbox.call(&account, &region, "GetItem", body) else { return };
-        let row = &answer["Item"];
+        let Some(row) = &self.state_row(&request.body["Key"]) else { return };
         let partition = request.partition().to_owned();
         if let Some(tombstone) = partition.strip_prefix("ledger#") {
             self.raised(tombstone, row);
         } else if partition.starts_with("lease#") {
             self.checkpoint(row);
         }
+    }
+
+    /// The row that has the key of this one.
+    fn state_row(&self, row: &Value) -> Option<Value> {
+        let (account, region) = &self.home;
+        let key = json!({ "pk": row["pk"], "sk": row["sk"] });
+        let body = json!({ "TableName": STATE, "Key": key, "ConsistentRead": true });
+        let answer = self.sandbox.call(account, region, "GetItem", body).ok()?;
+        answer.get("Item").cloned()
     }
 
     fn raised(&mut self, tombstone: &str, row: &Value) {
