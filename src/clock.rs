@@ -1,39 +1,61 @@
 //! The only place that reads the wall clock.
 //!
-//! A [`Clock`] is a wall clock that advances with tokio's time, so that a test with paused time turns both
-//! together. Durations and timeouts use [`tokio::time::Instant`]; the wall clock is only for what leaves the
-//! process (drift ceiling, lag against a record's creation time, expiry of rows).
+//! A [`Clock`] is the machine's clock, or one that advances with tokio's time, so that a test with paused time
+//! turns both together. Durations and timeouts use [`tokio::time::Instant`]; the wall clock is only for what leaves
+//! the process (drift ceiling, lag against a record's creation time, expiry of rows).
 
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::time::Instant;
 
-/// A wall clock that follows tokio's time from a starting point. Cheap to copy.
+/// A wall clock. Cheap to copy; copies show the same time.
 #[derive(Debug, Clone, Copy)]
-pub struct Clock {
-    wall: Duration,
-    since: Instant,
+pub struct Clock(Source);
+
+#[derive(Debug, Clone, Copy)]
+enum Source {
+    Machine,
+    Tokio { wall: Duration, since: Instant, off: &'static AtomicI64 },
 }
 
 impl Clock {
-    /// The machine's clock, read once; steps of the machine's clock after that are not followed, which keeps
-    /// lags and ceilings steady. Must be called within a tokio runtime when its time is paused.
+    /// The machine's clock, with every step that is made to it.
     #[must_use]
     pub fn system() -> Self {
-        #[expect(clippy::disallowed_methods, reason = "this is the owner of the wall clock")]
-        let now = SystemTime::now();
-        Self::starting_at(now)
+        Self(Source::Machine)
     }
 
-    /// A clock that shows `wall` now. Times before 1970 count as 1970.
+    /// A clock that shows `wall` now and goes on with tokio's time. Times before 1970 count as 1970. Must be called
+    /// within a tokio runtime when its time is paused. For tests: each such clock keeps a few bytes for good.
     #[must_use]
     pub fn starting_at(wall: SystemTime) -> Self {
-        Self { wall: wall.duration_since(UNIX_EPOCH).unwrap_or_default(), since: Instant::now() }
+        let wall = wall.duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self(Source::Tokio { wall, since: Instant::now(), off: Box::leak(Box::default()) })
+    }
+
+    /// Makes a clock that goes with tokio's time wrong by so many milliseconds from now on. The machine's own clock
+    /// is never touched.
+    pub fn set_wrong_by(&self, millis: i64) {
+        if let Source::Tokio { off, .. } = self.0 {
+            off.store(millis, Ordering::Relaxed);
+        }
     }
 
     /// The time since 1970-01-01T00:00:00Z.
     #[must_use]
     pub fn since_epoch(&self) -> Duration {
-        self.wall + self.since.elapsed()
+        match self.0 {
+            Source::Machine => {
+                #[expect(clippy::disallowed_methods, reason = "this is the owner of the wall clock")]
+                let now = SystemTime::now();
+                now.duration_since(UNIX_EPOCH).unwrap_or_default()
+            }
+            Source::Tokio { wall, since, off } => {
+                let (right, off) = (wall + since.elapsed(), off.load(Ordering::Relaxed));
+                let by = Duration::from_millis(off.unsigned_abs());
+                if off < 0 { right.saturating_sub(by) } else { right + by }
+            }
+        }
     }
 
     /// Milliseconds since 1970-01-01T00:00:00Z.

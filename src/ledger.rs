@@ -13,10 +13,10 @@ use crate::item::Digest;
 use crate::state::{EXPIRES, PK, Row, SK, StateTable, get_text, number, text};
 use crate::version::Version;
 use aws_sdk_dynamodb::types::{AttributeValue, KeysAndAttributes};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 
 const VERSION: &str = "version";
 /// What BatchGetItem takes.
@@ -25,7 +25,42 @@ const BATCH: usize = 100;
 const FLIGHTS: usize = 4;
 
 type Answer = Result<Option<Version>, Failure>;
-type Waiting = Vec<(String, oneshot::Sender<Answer>)>;
+
+/// What a reader that waits is told.
+#[derive(Debug)]
+enum Told {
+    Answer(Answer),
+    /// A flight has ended: the reader flies next, and takes others along.
+    Fly(Flight),
+}
+
+#[derive(Debug, Default)]
+struct Airport {
+    flying: usize,
+    waiting: VecDeque<(String, oneshot::Sender<Told>)>,
+}
+
+/// The right to have a batch under way. Whoever lets it go, even by being dropped, hands it to the next reader.
+#[derive(Debug)]
+struct Flight(Arc<Mutex<Airport>>);
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        let next = {
+            let mut airport = lock(&self.0);
+            airport.waiting.retain(|(_, sender)| !sender.is_closed());
+            let next = airport.waiting.pop_front();
+            if next.is_none() {
+                airport.flying -= 1;
+            }
+            next
+        };
+        if let Some((_, sender)) = next {
+            // A reader that has just left gives the flight back by dropping it.
+            let _ = sender.send(Told::Fly(Self(Arc::clone(&self.0))));
+        }
+    }
+}
 
 /// The tombstones of a state table. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -33,16 +68,14 @@ pub struct Ledger {
     state: StateTable,
     clock: Clock,
     retention: Duration,
-    waiting: Arc<Mutex<Waiting>>,
-    flights: Arc<Semaphore>,
+    airport: Arc<Mutex<Airport>>,
 }
 
 impl Ledger {
     /// The ledger in a state table; tombstones are kept for `retention`.
     #[must_use]
     pub fn new(state: StateTable, clock: Clock, retention: Duration) -> Self {
-        let (waiting, flights) = (Arc::default(), Arc::new(Semaphore::new(FLIGHTS)));
-        Self { state, clock, retention, waiting, flights }
+        Self { state, clock, retention, airport: Arc::default() }
     }
 
     /// Raises the tombstone of a key to `version`; one that is higher already stays.
@@ -81,51 +114,55 @@ impl Ledger {
     pub async fn read(&self, scope: &str, key: Digest) -> Answer {
         let id = partition(scope, key);
         loop {
-            let (sender, mut answer) = oneshot::channel();
-            lock(&self.waiting).push((id.clone(), sender));
-            // Whoever gets a flight takes everybody who waits along; the others wait for their answer.
-            let answered = loop {
-                tokio::select! {
-                    biased;
-                    answered = &mut answer => break answered,
-                    flight = self.flights.acquire() => {
-                        let Ok(_flight) = flight else { break answer.await };
-                        let passengers = {
-                            let mut waiting = lock(&self.waiting);
-                            let count = waiting.len().min(BATCH);
-                            waiting.drain(..count).collect::<Waiting>()
-                        };
-                        if passengers.is_empty() {
-                            // Another reader has taken this one along.
-                            break answer.await;
-                        }
-                        self.fly(passengers).await;
-                    }
-                }
+            let flight = match self.check_in(&id) {
+                Ok(flight) => flight,
+                Err(told) => match told.await {
+                    Ok(Told::Answer(answer)) => return answer,
+                    Ok(Told::Fly(flight)) => flight,
+                    // The task that took this read along was dropped on the way. Ask again.
+                    Err(_) => continue,
+                },
             };
-            // No answer: the task that took this read along was dropped on the way. Ask again.
-            if let Ok(answered) = answered {
-                return answered;
-            }
+            return self.fly(flight, id).await;
         }
     }
 
-    async fn fly(&self, passengers: Waiting) {
-        let mut by_id: BTreeMap<String, Vec<oneshot::Sender<Answer>>> = BTreeMap::new();
-        for (id, sender) in passengers {
-            by_id.entry(id).or_default().push(sender);
+    /// A flight when one is free, else a place among those who wait.
+    fn check_in(&self, id: &str) -> Result<Flight, oneshot::Receiver<Told>> {
+        let mut airport = lock(&self.airport);
+        if airport.flying < FLIGHTS {
+            airport.flying += 1;
+            return Ok(Flight(Arc::clone(&self.airport)));
         }
-        let found = self.fetch(by_id.keys().cloned().collect()).await;
-        for (id, senders) in by_id {
-            for sender in senders {
-                let answer = match &found {
-                    Ok(found) => version_of(found.get(&id)),
-                    Err(failure) => Err(failure.clone()),
-                };
-                // A reader that is gone needs no answer.
-                let _ = sender.send(answer);
+        let (sender, told) = oneshot::channel();
+        airport.waiting.push_back((id.to_owned(), sender));
+        Err(told)
+    }
+
+    /// Reads `id` and what others wait for.
+    async fn fly(&self, flight: Flight, id: String) -> Answer {
+        let mut passengers: BTreeMap<String, Vec<oneshot::Sender<Told>>> = BTreeMap::new();
+        {
+            let mut airport = lock(&flight.0);
+            let count = airport.waiting.len().min(BATCH - 1);
+            for (id, sender) in airport.waiting.drain(..count) {
+                passengers.entry(id).or_default().push(sender);
             }
         }
+        passengers.entry(id.clone()).or_default();
+        let found = self.fetch(passengers.keys().cloned().collect()).await;
+        drop(flight);
+        let answer = |id: &str| match &found {
+            Ok(found) => version_of(found.get(id)),
+            Err(failure) => Err(failure.clone()),
+        };
+        for (id, senders) in passengers {
+            for sender in senders {
+                // A reader that is gone needs no answer.
+                let _ = sender.send(Told::Answer(answer(&id)));
+            }
+        }
+        answer(&id)
     }
 
     async fn fetch(&self, ids: Vec<String>) -> Result<HashMap<String, Row>, Failure> {

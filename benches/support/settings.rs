@@ -7,7 +7,7 @@ use std::time::Duration;
 
 /// As in the binary.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// Where everything is.
 pub(crate) const REGION: &str = "eu-west-1";

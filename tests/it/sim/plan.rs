@@ -51,7 +51,13 @@ pub(super) enum Event {
         route: usize,
         pick: usize,
     },
+    /// Starts a worker whose clock is wrong by so many seconds.
     Start {
+        worker: usize,
+        skew: i64,
+    },
+    /// The clock of a worker's machine is set, and is wrong by so many seconds then.
+    Step {
         worker: usize,
         skew: i64,
     },
@@ -119,6 +125,7 @@ impl Plan {
         streams(draw, routes.len(), length, &mut events);
         crews(draw, workers, length, &mut events);
         denials(draw, &routes, length, &mut events);
+        steps(draw, workers, length, &mut events);
         if draw.random_ratio(1, 20) {
             events.push((at(draw, length), Event::Outage));
         }
@@ -203,8 +210,6 @@ fn streams(draw: &mut StdRng, routes: usize, length: u64, events: &mut Vec<(Dura
 
 /// The lives of the workers.
 fn crews(draw: &mut StdRng, workers: usize, length: u64, events: &mut Vec<(Duration, Event)>) {
-    // Clocks are wrong by less than the drift that is believed, which the protocol asks for.
-    let skew = |draw: &mut StdRng| *[0, 0, -50, 50, draw.random_range(-50..=50)].choose(draw).unwrap();
     for worker in 0..workers {
         let first = Duration::from_millis(*[500, 500, draw.random_range(500..length)].choose(draw).unwrap());
         events.push((first, Event::Start { worker, skew: skew(draw) }));
@@ -221,6 +226,18 @@ fn crews(draw: &mut StdRng, workers: usize, length: u64, events: &mut Vec<(Durat
             now += away;
             events.push((now, back));
         }
+    }
+}
+
+/// Clocks are wrong by less than the drift that is believed, which the protocol asks for.
+fn skew(draw: &mut StdRng) -> i64 {
+    *[0, 0, -50, 50, draw.random_range(-50..=50)].choose(draw).unwrap()
+}
+
+fn steps(draw: &mut StdRng, workers: usize, length: u64, events: &mut Vec<(Duration, Event)>) {
+    for _ in 0..draw.random_range(0..=3) {
+        let (worker, skew) = (draw.random_range(0..workers), skew(draw));
+        events.push((at(draw, length), Event::Step { worker, skew }));
     }
 }
 

@@ -18,7 +18,7 @@ use shardwalker::task::Tasks;
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
@@ -89,6 +89,8 @@ struct Stage {
 struct Worker {
     pause: Pause,
     drain: CancellationToken,
+    /// Of its machine.
+    clock: Clock,
     task: Tasks<()>,
 }
 
@@ -225,6 +227,11 @@ impl Stage {
                     worker.pause.resume();
                 }
             }
+            Event::Step { worker, skew } => {
+                if let Some(worker) = &self.workers[worker] {
+                    worker.clock.set_wrong_by(skew * 1000);
+                }
+            }
             Event::Outage => {
                 let mut back = Vec::new();
                 for (index, worker) in self.workers.iter_mut().enumerate() {
@@ -260,13 +267,14 @@ impl Stage {
         };
         self.starts += 1;
         let (seed, starts) = (self.plan.seed, self.starts);
-        let sandbox = self.sandbox.clone();
+        let clock = Clock::starting_at(self.sandbox.clock().now());
+        clock.set_wrong_by(skew * 1000);
         let life = async move {
             for again in 0.. {
                 let options = service::Options {
                     base: base.clone(),
                     create_state_table: true,
-                    clock: Clock::starting_at(skewed(sandbox.clock().now(), skew)),
+                    clock,
                     seed: (seed << 20) ^ (starts << 10) ^ again,
                 };
                 if let Ok(service) = Box::pin(Service::build(config.clone(), options, stop.clone())).await {
@@ -281,7 +289,7 @@ impl Stage {
         };
         let mut task = Tasks::new();
         task.spawn(pause.over(life));
-        self.workers[worker] = Some(Worker { pause, drain, task });
+        self.workers[worker] = Some(Worker { pause, drain, clock, task });
     }
 
     fn config(&self, worker: usize) -> Config {
@@ -381,9 +389,4 @@ fn allow(sandbox: &Sandbox, arn: &str) {
         { "Effect": "Allow", "Principal": { "AWS": HOME }, "Resource": arn, "Action": "dynamodb:*" },
     ]});
     sandbox.put_resource_policy(arn, &policy.to_string()).unwrap();
-}
-
-fn skewed(now: SystemTime, seconds: i64) -> SystemTime {
-    let by = Duration::from_secs(seconds.unsigned_abs());
-    if seconds < 0 { now - by } else { now + by }
 }
