@@ -483,7 +483,9 @@ impl Judge {
     /// Time has passed: records that were not done before have aged out.
     pub(super) fn age(&mut self) {
         let horizon = self.sandbox.clock().now_ms() - RETENTION_MS;
-        let begun = self.state_rows("route#").next().is_some();
+        // A route begins with a row for its stream; one for a table is written before that.
+        let is_start = |row: &Value| row["sk"]["S"].as_str().is_some_and(|sk| sk.starts_with("stream#"));
+        let begun = self.state_rows("route#").any(|row| is_start(&row));
         for route in 0..self.sources.len() {
             let names: Vec<String> =
                 self.peers.iter().filter(|peer| peer.route == route).map(|peer| peer.name.clone()).collect();
