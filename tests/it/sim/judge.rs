@@ -485,8 +485,9 @@ impl Judge {
         let horizon = self.sandbox.clock().now_ms() - RETENTION_MS;
         // A route begins with a row for its stream; one for a table is written before that.
         let is_start = |row: &Value| row["sk"]["S"].as_str().is_some_and(|sk| sk.starts_with("stream#"));
-        let begun = self.state_rows("route#").any(|row| is_start(&row));
         for route in 0..self.sources.len() {
+            let own = format!("route#r{route}");
+            let begun = self.state_rows("route#").any(|row| row["pk"]["S"] == own.as_str() && is_start(&row));
             let names: Vec<String> =
                 self.peers.iter().filter(|peer| peer.route == route).map(|peer| peer.name.clone()).collect();
             let source = &mut self.sources[route];
