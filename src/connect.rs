@@ -5,6 +5,7 @@ use crate::access::preflight::Found;
 use crate::aws::Aws;
 use crate::clock::Clock;
 use crate::config::{self, Config};
+use crate::conflicts::Journal;
 use crate::control::{Gates, Pause};
 use crate::group::apply::Membership;
 use crate::group::breaker::Breaker;
@@ -12,6 +13,7 @@ use crate::guard::Guard;
 use crate::lease::heart::Heart;
 use crate::ledger::Ledger;
 use crate::peer::{Peer, PeerParts};
+use crate::state::StateTable;
 use crate::telemetry::metrics::Metrics;
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -24,6 +26,8 @@ pub struct Connector<'a> {
     pub aws: &'a Aws,
     /// The tombstones.
     pub ledger: Ledger,
+    /// The state table.
+    pub state: StateTable,
     /// Who may start anything new; `None` where nobody pauses.
     pub gates: Option<&'a Gates>,
     /// The worker's right to write; `None` where no lease gives it.
@@ -53,8 +57,16 @@ impl Connector<'_> {
             number: number(&route.from),
             home: self.writer(route, route.from, found, None, None).await,
             peers: route.to.iter().map(number).collect(),
+            journal: self.journal(self.config.groups.get(route.group?)?),
             breaker: Breaker::new(&route.name, self.gates.cloned(), self.clock),
         })
+    }
+
+    fn journal(&self, group: &config::Group) -> Journal {
+        let members = group.members.iter().map(|index| &self.config.members[*index]);
+        let members = members.map(|member| (member.number, member.name.clone())).collect();
+        let (state, metrics) = (self.state.clone(), self.metrics.clone());
+        Journal::new(&group.name, group.conflicts, members, state, self.clock, metrics)
     }
 
     /// A member, as `route` writes to it.

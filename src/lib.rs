@@ -32,6 +32,7 @@ pub mod change;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod conflicts;
 pub mod connect;
 pub mod control;
 pub mod dead_letters;

@@ -197,8 +197,16 @@ impl Args {
         let controls = Controls::new(state.clone(), clock).rows().await;
         let paused = pauses(&controls.context("the state table could not be read")?);
         let ledger = Ledger::new(state.clone(), clock, config.state.tombstone_retention);
-        let connector =
-            Connector { config, aws: &aws, ledger, gates: None, heart: None, clock, metrics: &metrics };
+        let connector = Connector {
+            config,
+            aws: &aws,
+            ledger,
+            state: state.clone(),
+            gates: None,
+            heart: None,
+            clock,
+            metrics: &metrics,
+        };
         let (mut applied, mut superseded, mut remain) = (0, 0, Vec::new());
         for found in found {
             let mut keys: BTreeSet<Digest> = found.letters.iter().map(|letter| letter.key).collect();

@@ -245,6 +245,7 @@ impl Builder {
             config: &self.config,
             aws: &self.aws,
             ledger: self.ledger.clone(),
+            state: self.state.clone(),
             gates: Some(&self.gates),
             heart: Some(&self.heart),
             clock: self.clock,

@@ -19,6 +19,8 @@ pub struct Metrics {
     pub records_read: IntCounterVec,
     /// GetRecords pages, by route and `kind` (`full`, `empty`).
     pub pages: IntCounterVec,
+    /// Writes that lost to another member's, by group, loser and winner.
+    pub conflicts: IntCounterVec,
     /// Outcomes of changes, by route, peer and `outcome`.
     pub writes: IntCounterVec,
     /// Requests sent to peers, by route and peer.
@@ -138,6 +140,11 @@ impl Metrics {
                 "changes_total",
                 &["route", "peer", "outcome"],
                 "Changes by what became of them at a peer",
+            )?,
+            conflicts: r.counter(
+                "conflicts_total",
+                &["group", "loser", "winner"],
+                "Writes of one member that lost to another's which had not seen them",
             )?,
             peer_requests: r.counter(
                 "peer_requests_total",
