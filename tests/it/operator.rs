@@ -56,6 +56,7 @@ impl Operator {
         let ledger = Ledger::new(self.state.clone(), self.clock, Duration::from_secs(7 * 86_400));
         let metrics = Metrics::new().unwrap();
         let (gates, heart, clock, metrics) = (None, None, self.clock, &metrics);
+        let state = self.state.clone();
         Connector { config, aws, ledger, state, gates, heart, clock, metrics }
             .peer(&config.routes[0], index, &found)
             .await
