@@ -147,7 +147,8 @@ impl GroupLane {
             return Ok(());
         }
         self.route.home.place(&content, stamp.version).await.map_err(at_home)?;
-        if version.member != stamp.version.member {
+        // What was written elsewhere may have seen ours.
+        if stamp.version.member == self.route.number && version.member != self.route.number {
             let wrote = change.new.as_ref().filter(|_| ours.mark == Mark::Put);
             let loser = Side { version, item: wrote.map(|image| &image.content) };
             let winner = Side { version: stamp.version, item: Some(&content) };
