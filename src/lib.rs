@@ -37,6 +37,7 @@ pub mod control;
 pub mod dead_letters;
 pub mod failure;
 pub mod gaps;
+pub mod group;
 pub mod guard;
 pub mod invariants;
 pub mod item;

@@ -56,6 +56,7 @@ pub(crate) fn config(peers: usize, read: Read, in_flight: usize) -> Config {
         max_clock_drift: Duration::from_secs(60),
         max_writes: std::collections::BTreeMap::new(),
         guard: None,
+        group: None,
     };
     Config {
         state: State {
@@ -65,6 +66,7 @@ pub(crate) fn config(peers: usize, read: Read, in_flight: usize) -> Config {
         },
         members: (0..=peers).map(member).collect(),
         routes: vec![route],
+        groups: Vec::new(),
         read,
         write: Write { in_flight, ..Write::default() },
         lease: Lease::default(),

@@ -42,6 +42,7 @@ pub(super) fn config(reader: &Reader<'_>, mut root: Section<'_>) -> Option<Confi
         state: state?,
         members,
         routes,
+        groups: Vec::new(),
         read: read?,
         write: write?,
         lease: lease?.build()?,

@@ -23,8 +23,8 @@ mod values;
 pub use arn::ArnError;
 pub use report::{Place, Problem, Report};
 pub use types::{
-    Access, Admin, AssumeRole, Config, DeadLetters, Guard, Lease, Member, OnGap, Read, Route, Start, State,
-    TableArn, Write,
+    Access, Admin, AssumeRole, Config, Conflicts, DeadLetters, Group, Guard, Lease, Member, OnGap, Read,
+    Route, Start, State, TableArn, Write,
 };
 
 use section::{Reader, Section};

@@ -69,6 +69,7 @@ pub(super) fn resolve(
             from,
             max_writes: max_writes(reader, route.max_writes?, &to, &members)?,
             guard: route.guard?,
+            group: None,
             to,
             ttl_deletes: route.ttl_deletes?.value,
             stamp: route.stamp?.value,

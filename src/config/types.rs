@@ -14,8 +14,11 @@ pub struct Config {
     pub state: State,
     /// The member tables, in the order of the file; names are unique.
     pub members: Vec<Member>,
-    /// The one-way routes, in the order of the file; names are unique.
+    /// The routes: the one-way ones, in the order of the file, and then one for each member of each group, from it to
+    /// the group's other members. Names are unique.
     pub routes: Vec<Route>,
+    /// The active-active groups, in the order of the file; names are unique.
+    pub groups: Vec<Group>,
     /// Reading of streams.
     pub read: Read,
     /// Writing to peers.
@@ -125,6 +128,30 @@ pub struct Route {
     pub max_writes: BTreeMap<usize, u32>,
     /// What makes the route pause itself; `None` nothing (default).
     pub guard: Option<Guard>,
+    /// The group that it is a part of, by index into [`Config::groups`]; `None` on a one-way route.
+    pub group: Option<usize>,
+}
+
+/// Members that are each written by applications of their own, and converge to the last writer's values.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Group {
+    /// Unique among groups and routes; same alphabet as a member's name.
+    pub name: String,
+    /// Indices into [`Config::members`]; at least two, all different, with different numbers.
+    pub members: Vec<usize>,
+    /// Which writes that lost are kept (default sampled).
+    pub conflicts: Conflicts,
+}
+
+/// Which writes that lost to another member's are kept in the conflict journal. All are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Conflicts {
+    /// None (`"off"`).
+    Off,
+    /// Ten a second of one worker at most (`"sampled"`).
+    Sampled,
+    /// All (`"full"`).
+    Full,
 }
 
 /// Pauses a route when too much is deleted at its source. At least one of the two limits is there.

@@ -76,6 +76,8 @@ pub struct LaneMetrics {
     pub folded: IntCounter,
     /// Changes left out by a rule.
     pub skipped: IntCounter,
+    /// Records of our own writes, about which there was nothing to do.
+    pub echoes: IntCounter,
     /// Changes kept as dead letters.
     pub dead: IntCounter,
     /// See [`Metrics::lag`].
@@ -244,6 +246,7 @@ impl Metrics {
             superseded: outcome("superseded"),
             folded: outcome("folded"),
             skipped: outcome("skipped"),
+            echoes: outcome("echo"),
             dead: outcome("dead"),
             lag: self.lag.with_label_values(&labels),
             in_flight: self.in_flight.with_label_values(&labels),

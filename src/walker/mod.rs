@@ -10,6 +10,7 @@ mod feeds;
 mod reading;
 
 use crate::failure::Failure;
+use crate::group::apply::GroupLane;
 use crate::lane::{Frontier, Lane, LaneEnd, LaneParts, Position};
 use crate::lease::plan::{self, Take};
 use crate::lease::row::PeerPosition;
@@ -235,6 +236,7 @@ impl Walker {
             peer: Arc::clone(&route.peers[index]),
             member: route.member,
             rules: route.rules,
+            group: route.group.as_ref().and_then(|group| GroupLane::new(group, index)),
             max_drift: route.max_drift,
             in_flight: route.write.in_flight,
             dead_letters: route.dead_letters.clone(),

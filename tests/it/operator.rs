@@ -68,7 +68,7 @@ impl Operator {
     async fn retry(&self, peer: &Peer, key: Digest) -> Result<Retried, Failure> {
         let (letters, jitter, cancel) = (&self.letters, &self.jitter, &CancellationToken::new());
         let rules = Rules { ttl_deletes: true, not_before: None };
-        Retry { letters, route: "copy", peer, rules, jitter, cancel }.key(key).await
+        Retry { letters, route: "copy", peer, rules, group: None, jitter, cancel }.key(key).await
     }
 
     fn route() -> Scope {

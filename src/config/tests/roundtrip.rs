@@ -236,7 +236,7 @@ prop_compose! {
         let max_writes = rate.into_iter().map(|rate| (0, rate)).collect();
         Route {
             name, from: 0, to: Vec::new(), ttl_deletes, stamp: String::new(), start, on_gap, max_clock_drift, max_writes,
-            guard,
+            guard, group: None,
         }
     }
 }
@@ -293,6 +293,7 @@ prop_compose! {
             state,
             members,
             routes,
+            groups: Vec::new(),
             read: Read { idle_interval, min_interval, list_interval, describe_rate, memory_mb },
             write: Write { in_flight, request_timeout, checkpoint_interval },
             lease: Lease { duration, renew_interval, look_interval, handoff_timeout, worker },

@@ -483,8 +483,11 @@ impl Judge {
     /// Time has passed: records that were not done before have aged out.
     pub(super) fn age(&mut self) {
         let horizon = self.sandbox.clock().now_ms() - RETENTION_MS;
-        let begun = self.state_rows("route#").next().is_some();
+        // A route begins with a row for its stream; one for a table is written before that.
+        let is_start = |row: &Value| row["sk"]["S"].as_str().is_some_and(|sk| sk.starts_with("stream#"));
         for route in 0..self.sources.len() {
+            let own = format!("route#r{route}");
+            let begun = self.state_rows("route#").any(|row| row["pk"]["S"] == own.as_str() && is_start(&row));
             let names: Vec<String> =
                 self.peers.iter().filter(|peer| peer.route == route).map(|peer| peer.name.clone()).collect();
             let source = &mut self.sources[route];
