@@ -224,7 +224,8 @@ impl Lane {
         self.context.status.show(Some(&start), 0, 0);
         let fence = self.context.fence.clone();
         let context = Arc::clone(&self.context);
-        match context.load_dead().await {
+        // Large, and not needed afterwards.
+        match Box::pin(context.load_dead()).await {
             Some(dead) => self.dead = dead,
             None => return LaneEnd::Abandoned,
         }

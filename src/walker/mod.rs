@@ -154,7 +154,7 @@ impl Walker {
                         lanes.tasks.abort_all().await;
                         // What was sent may still take effect; whoever is next must come after it.
                         retry::pause(self.route.write.request_timeout, &self.fence).await;
-                        return self.give_back(End::Lost).await;
+                        return Box::pin(self.give_back(End::Lost)).await;
                     }
                 },
                 () = maybe(&mut front) => front = None,
@@ -178,7 +178,8 @@ impl Walker {
                 return End::Lost;
             }
         }
-        self.end(&feeds, &mut lanes.running).await
+        // Large, and not needed while the shard is walked.
+        Box::pin(self.end(&feeds, &mut lanes.running)).await
     }
 
     /// Writes the last positions and gives the lease back; keeps it while the shard waits for an operator.
