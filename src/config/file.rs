@@ -5,10 +5,12 @@
 
 use super::access::{AccessDraft, Defaults, Target, access, check_region};
 use super::endpoint::endpoint;
-use super::routes::{self, MemberDraft, RouteDraft};
+use super::groups::GroupDraft;
+use super::report::Place;
+use super::routes::{self, MemberDraft, RouteDraft, Settings};
 use super::section::{Located, Reader, Section};
 use super::values::{self, Fault, TableRef, boolean, brief, duration, integer};
-use super::{Admin, Config, DeadLetters, Guard, Lease, OnGap, Read, Start, State, Write};
+use super::{Admin, Config, Conflicts, DeadLetters, Guard, Lease, OnGap, Read, Start, State, Write};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -28,8 +30,14 @@ pub(super) fn config(reader: &Reader<'_>, mut root: Section<'_>) -> Option<Confi
     let state = root.table("state", "[state]").and_then(|section| state(section, &defaults));
     let members = root.tables("member", "[[member]]", "name each table that routes copy from or to");
     let members: Vec<MemberDraft> = members.into_iter().map(|section| member(section, &defaults)).collect();
-    let routes = root.tables("route", "[[route]]", "say which member is copied to which");
-    let routes: Vec<RouteDraft> = routes.into_iter().map(route).collect();
+    let routes = root.optional_tables("route", "[[route]]", "say which member is copied to which");
+    let groups = root.optional_tables("group", "[[group]]", "say which members hold the same items");
+    if routes.is_none() && groups.is_none() {
+        let remedy = "say which member is copied to which, or which members hold the same items";
+        reader.report_missing(Place::File, Fault::new("missing [[route]] or [[group]]").remedy(remedy));
+    }
+    let routes: Vec<RouteDraft> = routes.into_iter().flatten().map(route).collect();
+    let groups: Vec<GroupDraft> = groups.into_iter().flatten().map(group).collect();
     let read = root.table("read", "[read]").and_then(read);
     let lease = root.table("lease", "[lease]").map(lease);
     let write = root.table("write", "[write]").and_then(|section| write(section, lease.as_ref()));
@@ -37,12 +45,12 @@ pub(super) fn config(reader: &Reader<'_>, mut root: Section<'_>) -> Option<Confi
     let admin = root.table("admin", "[admin]").and_then(|section| admin(section, read.as_ref()));
     root.finish();
 
-    let (members, routes) = routes::resolve(reader, state.as_ref(), members, routes)?;
+    let resolved = routes::resolve(reader, state.as_ref(), members, routes, groups)?;
     Some(Config {
         state: state?,
-        members,
-        routes,
-        groups: Vec::new(),
+        members: resolved.members,
+        routes: resolved.routes,
+        groups: resolved.groups,
         read: read?,
         write: write?,
         lease: lease?.build()?,
@@ -121,7 +129,27 @@ fn route(mut section: Section<'_>) -> RouteDraft {
         name: section.required("name", "a name of your choice for the route", values::name),
         from: section.required("from", "the name of the member whose changes are copied", values::string),
         to: section.strings("to", "write to = [\"MEMBER\", ...]"),
-        ttl_deletes: section.or("ttl_deletes", true, boolean),
+        settings: settings(&mut section, true, "[route.guard]"),
+    };
+    section.finish();
+    draft
+}
+
+fn group(mut section: Section<'_>) -> GroupDraft {
+    let draft = GroupDraft {
+        name: section.required("name", "a name of your choice for the group", values::name),
+        members: section.strings("members", "write members = [\"MEMBER\", \"MEMBER\", ...]"),
+        conflicts: section.or("conflicts", Conflicts::Sampled, values::conflicts),
+        settings: settings(&mut section, false, "[group.guard]"),
+    };
+    section.finish();
+    draft
+}
+
+/// What a route and a group are both told. In a group every table expires its own items.
+fn settings(section: &mut Section<'_>, ttl_deletes: bool, guard_title: &'static str) -> Settings {
+    Settings {
+        ttl_deletes: section.or("ttl_deletes", ttl_deletes, boolean),
         stamp: section.or("stamp", "shardwalker".to_owned(), values::attribute),
         start: section.or("start", Start::TrimHorizon, values::start),
         on_gap: section.or("on_gap", OnGap::Stop, values::on_gap),
@@ -131,10 +159,8 @@ fn route(mut section: Section<'_>) -> RouteDraft {
             duration(Duration::from_secs(1)..=Duration::from_hours(1)),
         ),
         max_writes: section.or("max_writes_per_second", values::Rates::Of(BTreeMap::new()), values::rates),
-        guard: section.optional_table("guard", "[route.guard]").map_or(Some(None), |s| guard(s).map(Some)),
-    };
-    section.finish();
-    draft
+        guard: section.optional_table("guard", guard_title).map_or(Some(None), |s| guard(s).map(Some)),
+    }
 }
 
 /// What is wrong gives `None`, after it was reported.

@@ -6,12 +6,14 @@
 //! here: this module asks nobody.
 //!
 //! One thing a file: `types` the result, `section` reads keys and reports the unknown, `values` parses one
-//! value, `file` reads the sections, `access` how tables are reached, `routes` judges the routes together, `report` shows what is wrong.
+//! value, `file` reads the sections, `access` how tables are reached, `routes` judges the routes together,
+//! `groups` makes routes of the groups, `report` shows what is wrong.
 
 mod access;
 mod arn;
 mod endpoint;
 mod file;
+mod groups;
 mod report;
 mod routes;
 mod section;

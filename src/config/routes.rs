@@ -1,12 +1,14 @@
 //! Members and routes together: names are unique and known, and the routes make sense with each other.
 //!
 //! Refused, because no run of them could converge: one table twice, loops of one-way routes, versions that
-//! could tie, stamps of different names on one table, one pair of members served twice.
+//! could tie, stamps of different names on one table, one pair of members served twice, a one-way route into a
+//! group. What holds within a group is in [`groups`](super::groups).
 
+use super::groups::{GroupDraft, Seats};
 use super::report::Place;
 use super::section::{Located, Reader};
-use super::values::{Fault, Rates};
-use super::{Access, Guard, Member, OnGap, Route, Start, State, TableArn};
+use super::values::{Fault, Rates, shown};
+use super::{Access, Group, Guard, Member, OnGap, Route, Start, State, TableArn};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -25,6 +27,12 @@ pub(super) struct RouteDraft {
     pub(super) name: Option<Located<String>>,
     pub(super) from: Option<Located<String>>,
     pub(super) to: Option<Vec<Located<String>>>,
+    pub(super) settings: Settings,
+}
+
+/// What a one-way route and a group are both told; what is `None` was reported.
+#[derive(Clone)]
+pub(super) struct Settings {
     pub(super) ttl_deletes: Option<Located<bool>>,
     pub(super) stamp: Option<Located<String>>,
     pub(super) start: Option<Located<Start>>,
@@ -33,6 +41,37 @@ pub(super) struct RouteDraft {
     pub(super) max_writes: Option<Located<Rates>>,
     /// `None` when it is faulty; `Some(None)` when there is none.
     pub(super) guard: Option<Option<Guard>>,
+}
+
+impl Settings {
+    /// The one-way route from one member to others; `rates` are by the peers' indices.
+    pub(super) fn route(
+        self,
+        name: String,
+        from: usize,
+        to: Vec<usize>,
+        max_writes: BTreeMap<usize, u32>,
+    ) -> Option<Route> {
+        Some(Route {
+            name,
+            from,
+            to,
+            ttl_deletes: self.ttl_deletes?.value,
+            stamp: self.stamp?.value,
+            start: self.start?.value,
+            on_gap: self.on_gap?.value,
+            max_clock_drift: self.max_clock_drift?.value,
+            max_writes,
+            guard: self.guard?,
+            group: None,
+        })
+    }
+}
+
+/// The members, by index, as routes and groups refer to them.
+pub(super) struct Members<'d> {
+    pub(super) reader: &'d Reader<'d>,
+    pub(super) drafts: &'d [MemberDraft],
 }
 
 /// One peer of a route: an edge between two members.
@@ -47,38 +86,54 @@ struct Edge {
     place: Place,
 }
 
-/// Checks members and routes and resolves the names; `None` when a problem was reported.
+/// Members, routes and groups with their names resolved.
+pub(super) struct Resolved {
+    pub(super) members: Vec<Member>,
+    /// Those of the file, then those of the groups.
+    pub(super) routes: Vec<Route>,
+    pub(super) groups: Vec<Group>,
+}
+
+/// Checks members, routes and groups and resolves the names; `None` when a problem was reported.
 pub(super) fn resolve(
     reader: &Reader<'_>,
     state: Option<&State>,
-    members: Vec<MemberDraft>,
+    drafts: Vec<MemberDraft>,
     routes: Vec<RouteDraft>,
-) -> Option<(Vec<Member>, Vec<Route>)> {
-    unique(reader, "member", members.iter().filter_map(|member| member.name.as_ref()));
-    unique(reader, "route", routes.iter().filter_map(|route| route.name.as_ref()));
-    check_tables(reader, state, &members);
-    let edges = Graph { reader, members: &members, routes: &routes }.check();
+    groups: Vec<GroupDraft>,
+) -> Option<Resolved> {
+    unique(reader, drafts.iter().map(|member| ("member", member.name.as_ref())));
+    let route_names = routes.iter().map(|route| ("route", route.name.as_ref()));
+    unique(reader, route_names.chain(groups.iter().map(|group| ("group", group.name.as_ref()))));
+    check_tables(reader, state, &drafts);
+    let members = Members { reader, drafts: &drafts };
+    let seats = Seats::check(&members, &groups);
+    let edges = Graph { members: &members, routes: &routes, seats: &seats }.check();
 
+    let rates: Vec<_> = (routes.iter().enumerate())
+        .map(|(index, route)| {
+            let peers = edges.iter().filter(|edge| edge.route == index).map(|edge| edge.to);
+            let to: Vec<usize> = peers.collect();
+            // Where a peer was refused, its rate is not to blame.
+            let rates = route
+                .settings
+                .max_writes
+                .as_ref()
+                .filter(|_| Some(to.len()) == route.to.as_ref().map(Vec::len))?;
+            let rates = members.rates(rates, &to, "it must be one of the route's peers, as in \"to\"")?;
+            Some((to, rates))
+        })
+        .collect();
+    let grouped = seats.resolve(&members, groups);
     let mut resolved = Vec::with_capacity(routes.len());
-    for (index, route) in routes.into_iter().enumerate() {
-        let mut edges = edges.iter().filter(|edge| edge.route == index).peekable();
-        let from = edges.peek()?.from;
-        let to: Vec<usize> = edges.map(|edge| edge.to).collect();
-        resolved.push(Route {
-            name: route.name?.value,
-            from,
-            max_writes: max_writes(reader, route.max_writes?, &to, &members)?,
-            guard: route.guard?,
-            group: None,
-            to,
-            ttl_deletes: route.ttl_deletes?.value,
-            stamp: route.stamp?.value,
-            start: route.start?.value,
-            on_gap: route.on_gap?.value,
-            max_clock_drift: route.max_clock_drift?.value,
-        });
+    for (route, rates) in routes.into_iter().zip(rates) {
+        let (to, rates) = rates?;
+        let from = members.position(&route.from?.value)?;
+        resolved.push(route.settings.route(route.name?.value, from, to, rates)?);
     }
-    let members = members.into_iter().map(|member| {
+    let (groups, of_groups) = grouped?;
+    resolved.extend(of_groups);
+    let members = drafts.into_iter().map(|member| {
         Some(Member {
             name: member.name?.value,
             arn: member.arn?.value,
@@ -86,45 +141,16 @@ pub(super) fn resolve(
             number: member.number?.value,
         })
     });
-    Some((members.collect::<Option<_>>()?, resolved))
+    Some(Resolved { members: members.collect::<Option<_>>()?, routes: resolved, groups })
 }
 
-/// The rates by the peers' indices; `None` when one is for nobody of the route, which is reported.
-fn max_writes(
-    reader: &Reader<'_>,
-    rates: Located<Rates>,
-    to: &[usize],
-    members: &[MemberDraft],
-) -> Option<BTreeMap<usize, u32>> {
-    let rates_by_name = match rates.value {
-        Rates::Each(rate) => return Some(to.iter().map(|peer| (*peer, rate)).collect()),
-        Rates::Of(rates) => rates,
-    };
-    let named = |peer: usize, name: &str| {
-        members.get(peer).and_then(|member| member.name.as_ref()).is_some_and(|known| known.value == name)
-    };
-    let mut found = BTreeMap::new();
-    for (name, rate) in &rates_by_name {
-        match to.iter().find(|peer| named(**peer, name)) {
-            Some(peer) => {
-                found.insert(*peer, *rate);
-            }
-            None => {
-                let what = format!("\"max_writes_per_second\" names {}", super::values::shown(name));
-                let fault = Fault::new(what).remedy("it must be one of the route's peers, as in \"to\"");
-                reader.report(rates.place, fault);
-            }
-        }
-    }
-    (found.len() == rates_by_name.len()).then_some(found)
-}
-
-fn unique<'d>(reader: &Reader<'_>, what: &str, names: impl Iterator<Item = &'d Located<String>>) {
+/// Names of several kinds that may not be the same.
+fn unique<'d>(reader: &Reader<'_>, names: impl Iterator<Item = (&'static str, Option<&'d Located<String>>)>) {
     let mut first = BTreeMap::new();
-    for name in names {
-        let earlier = *first.entry(&name.value).or_insert(name.place);
-        if earlier != name.place {
-            let fault = Fault::new(format!("{what} \"{}\" exists already, on {earlier}", name.value));
+    for (kind, name) in names.filter_map(|(kind, name)| Some((kind, name?))) {
+        let (earlier, place) = *first.entry(&name.value).or_insert((kind, name.place));
+        if place != name.place {
+            let fault = Fault::new(format!("{earlier} \"{}\" exists already, on {place}", name.value));
             reader.report(name.place, fault.remedy("names are unique"));
         }
     }
@@ -147,11 +173,92 @@ fn check_tables(reader: &Reader<'_>, state: Option<&State>, members: &[MemberDra
     }
 }
 
-/// The members as nodes, the routes' peers as edges.
+impl Members<'_> {
+    fn position(&self, name: &str) -> Option<usize> {
+        let named = |member: &MemberDraft| member.name.as_ref().is_some_and(|other| other.value == name);
+        self.drafts.iter().position(named)
+    }
+
+    /// The member that `key` names; that there is none is reported.
+    pub(super) fn find(&self, key: &str, name: &Located<String>) -> Option<usize> {
+        let found = self.position(&name.value);
+        // When a member or its name could not be read, it may be the one that is meant.
+        let all_read = self.reader.is_sound()
+            && !self.drafts.is_empty()
+            && self.drafts.iter().all(|member| member.name.is_some());
+        if found.is_none() && all_read {
+            let what = format!("\"{key}\" names member {}, which does not exist", shown(&name.value));
+            let names: Vec<&str> =
+                self.drafts.iter().filter_map(|member| Some(member.name.as_ref()?.value.as_str())).collect();
+            let remedy = match super::section::nearest(&names, &name.value) {
+                Some(near) => format!("did you mean \"{near}\"?"),
+                None => format!("the members are {}", names.join(", ")),
+            };
+            self.reader.report(name.place, Fault::new(what).remedy(remedy));
+        }
+        found
+    }
+
+    /// A source's streams must be reachable; `place` is where it is named as one.
+    pub(super) fn check_source(&self, index: usize, place: Place) {
+        let Some(member) = self.drafts.get(index) else { return };
+        let Some(endpoint) = member.no_streams_at else { return };
+        let region = member.access.as_ref().map_or("REGION", |access| &access.region);
+        let fault = Fault::new(format!(
+            "member {} has AWS's endpoint for tables ({endpoint}) and none for streams",
+            self.quoted(index)
+        ));
+        self.reader.report(
+            place,
+            fault.remedy(format!(
+                "add streams_endpoint = \"https://streams.dynamodb.{region}.amazonaws.com\" to the member"
+            )),
+        );
+    }
+
+    pub(super) fn number(&self, index: usize) -> Option<u8> {
+        Some(self.drafts.get(index)?.number.as_ref()?.value)
+    }
+
+    /// A member's name in quotes.
+    pub(super) fn quoted(&self, index: usize) -> String {
+        let name = self.drafts.get(index).and_then(|member| member.name.as_ref());
+        name.map_or_else(String::new, |name| format!("\"{}\"", name.value))
+    }
+
+    /// The rates by the members' indices; `None` when one is for nobody `among` these, which is reported with
+    /// `remedy`.
+    pub(super) fn rates(
+        &self,
+        rates: &Located<Rates>,
+        among: &[usize],
+        remedy: &str,
+    ) -> Option<BTreeMap<usize, u32>> {
+        let by_name = match &rates.value {
+            Rates::Each(rate) => return Some(among.iter().map(|member| (*member, *rate)).collect()),
+            Rates::Of(by_name) => by_name,
+        };
+        let mut found = BTreeMap::new();
+        for (name, rate) in by_name {
+            match self.position(name).filter(|member| among.contains(member)) {
+                Some(member) => {
+                    found.insert(member, *rate);
+                }
+                None => {
+                    let what = format!("\"max_writes_per_second\" names {}", shown(name));
+                    self.reader.report(rates.place, Fault::new(what).remedy(remedy));
+                }
+            }
+        }
+        (found.len() == by_name.len()).then_some(found)
+    }
+}
+
+/// The members as nodes, the one-way routes' peers as edges.
 struct Graph<'d> {
-    reader: &'d Reader<'d>,
-    members: &'d [MemberDraft],
+    members: &'d Members<'d>,
     routes: &'d [RouteDraft],
+    seats: &'d Seats,
 }
 
 impl Graph<'_> {
@@ -159,17 +266,19 @@ impl Graph<'_> {
     fn check(&self) -> Vec<Edge> {
         let mut edges: Vec<Edge> = Vec::new();
         for (index, route) in self.routes.iter().enumerate() {
-            let from = route.from.as_ref().and_then(|from| self.find("from", from));
-            if let Some(from) = from {
-                self.check_source(route, from);
-            }
-            let peers = route.to.iter().flatten().filter_map(|to| Some((self.find("to", to)?, to.place)));
-            let peers: Vec<(usize, Place)> = peers.collect();
+            let from = route.from.as_ref().and_then(|from| {
+                let found = self.members.find("from", from)?;
+                self.members.check_source(found, from.place);
+                Some(found)
+            });
+            let peers = route.to.iter().flatten();
+            let peers: Vec<(usize, Place)> =
+                peers.filter_map(|to| Some((self.members.find("to", to)?, to.place))).collect();
             let Some(from) = from else { continue };
             for (to, place) in peers {
                 let edge = Edge { route: index, from, to, place };
                 if let Some(fault) = self.fault(&edges, &edge) {
-                    self.reader.report(place, fault);
+                    self.members.reader.report(place, fault);
                 } else {
                     edges.push(edge);
                 }
@@ -178,56 +287,22 @@ impl Graph<'_> {
         edges
     }
 
-    /// The member of this name.
-    fn find(&self, key: &str, name: &Located<String>) -> Option<usize> {
-        let named =
-            |member: &MemberDraft| member.name.as_ref().is_some_and(|other| other.value == name.value);
-        let found = self.members.iter().position(named);
-        // When a member or its name could not be read, it may be the one that is meant.
-        let all_read = self.reader.is_sound()
-            && !self.members.is_empty()
-            && self.members.iter().all(|member| member.name.is_some());
-        if found.is_none() && all_read {
-            let fault = Fault::new(format!(
-                "\"{key}\" names member {}, which does not exist",
-                super::values::shown(&name.value)
-            ));
-            let names: Vec<&str> =
-                self.members.iter().filter_map(|member| Some(member.name.as_ref()?.value.as_str())).collect();
-            let remedy = match super::section::nearest(&names, &name.value) {
-                Some(near) => format!("did you mean \"{near}\"?"),
-                None => format!("the members are {}", names.join(", ")),
-            };
-            self.reader.report(name.place, fault.remedy(remedy));
-        }
-        found
-    }
-
-    /// A source's streams must be reachable.
-    fn check_source(&self, route: &RouteDraft, from: usize) {
-        let member = self.members.get(from);
-        if let (Some(member), Some(source)) = (member, &route.from)
-            && let Some(endpoint) = member.no_streams_at
-        {
-            let region = member.access.as_ref().map_or("REGION", |access| &access.region);
-            let fault = Fault::new(format!(
-                "member \"{}\" has AWS's endpoint for tables ({endpoint}) and none for streams",
-                source.value
-            ));
-            self.reader.report(
-                source.place,
-                fault.remedy(format!(
-                    "add streams_endpoint = \"https://streams.dynamodb.{region}.amazonaws.com\" to the member"
-                )),
-            );
-        }
-    }
-
     /// What is wrong with one more edge.
     fn fault(&self, edges: &[Edge], edge: &Edge) -> Option<Fault> {
-        let (from, to) = (self.member(edge.from), self.member(edge.to));
+        let (from, to) = (self.members.quoted(edge.from), self.members.quoted(edge.to));
         if edge.from == edge.to {
             return Some(Fault::new(format!("\"to\" names {from}, from which the route comes")));
+        }
+        if let Some(seat) = self.seats.of(edge.to) {
+            let fault =
+                Fault::new(format!("{to} is a member of group {seat}, which no one-way route may enter"));
+            return Some(fault.remedy(if self.seats.together(edge.from, edge.to) {
+                format!("remove the route: the group copies {from} to {to} already")
+            } else {
+                format!(
+                    "its copies would stay on {to}: let the applications write to the group, or make {from} a member of it"
+                )
+            }));
         }
         if let Some(twin) = edges.iter().find(|other| (other.from, other.to) == (edge.from, edge.to)) {
             return Some(if twin.route == edge.route {
@@ -237,7 +312,7 @@ impl Graph<'_> {
             });
         }
         if let Some(path) = path(edges, edge.to, edge.from) {
-            let mut names: Vec<String> = path.iter().map(|member| self.member(*member)).collect();
+            let mut names: Vec<String> = path.iter().map(|member| self.members.quoted(*member)).collect();
             names.push(to);
             return Some(
                 Fault::new(format!("this closes a loop of one-way routes: {}", names.join(" -> ")))
@@ -245,10 +320,10 @@ impl Graph<'_> {
             );
         }
         let mut others = edges.iter().filter(|other| other.to == edge.to && other.from != edge.from);
-        if let Some(number) = self.number(edge.from)
-            && let Some(other) = others.find(|other| self.number(other.from) == Some(number))
+        if let Some(number) = self.members.number(edge.from)
+            && let Some(other) = others.find(|other| self.members.number(other.from) == Some(number))
         {
-            let first = self.member(other.from);
+            let first = self.members.quoted(other.from);
             return Some(
                 Fault::new(format!(
                     "{first} and {from} both write to {to} and both have number {number}, their versions could tie"
@@ -266,18 +341,8 @@ impl Graph<'_> {
         )
     }
 
-    fn number(&self, member: usize) -> Option<u8> {
-        Some(self.members.get(member)?.number.as_ref()?.value)
-    }
-
     fn stamp(&self, edge: &Edge) -> Option<&str> {
-        Some(&self.routes.get(edge.route)?.stamp.as_ref()?.value)
-    }
-
-    /// A member's name in quotes.
-    fn member(&self, index: usize) -> String {
-        let name = self.members.get(index).and_then(|member| member.name.as_ref());
-        name.map_or_else(String::new, |name| format!("\"{}\"", name.value))
+        Some(&self.routes.get(edge.route)?.settings.stamp.as_ref()?.value)
     }
 
     fn route(&self, edge: &Edge) -> String {

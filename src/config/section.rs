@@ -147,15 +147,25 @@ impl<'t> Section<'t> {
 
     /// The tables under `key`, written `[[key]]`; at least one must be there. `hint` says what they are.
     pub(super) fn tables(&mut self, key: &'static str, title: &'static str, hint: &str) -> Vec<Self> {
-        let Some(value) = self.value(key) else {
+        self.optional_tables(key, title, hint).unwrap_or_else(|| {
             self.reader.report_missing(self.place, Fault::new(format!("missing {title}")).remedy(hint));
-            return Vec::new();
-        };
+            Vec::new()
+        })
+    }
+
+    /// The tables under `key`, at least one where the key is there; `None` only when it is absent.
+    pub(super) fn optional_tables(
+        &mut self,
+        key: &'static str,
+        title: &'static str,
+        hint: &str,
+    ) -> Option<Vec<Self>> {
+        let value = self.value(key)?;
         let place = self.reader.place(&value.span());
         let DeValue::Array(elements) = value.get_ref() else {
             let fault = wrong_type("an array of tables", value.get_ref()).remedy(format!("write {title}"));
             self.report(key, place, fault);
-            return Vec::new();
+            return Some(Vec::new());
         };
         if elements.is_empty() {
             self.report(key, place, Fault::new("must not be empty").remedy(hint));
@@ -171,7 +181,7 @@ impl<'t> Section<'t> {
                 }
             }
         }
-        tables
+        Some(tables)
     }
 
     /// A key that must be there; `None` when it is not or is faulty, both reported. `hint` says what it is.

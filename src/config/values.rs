@@ -4,7 +4,7 @@
 //! hold a credential.
 
 use super::arn::{ArnError, RoleArn, is_region, is_table_name, is_word};
-use super::{OnGap, Start, TableArn};
+use super::{Conflicts, OnGap, Start, TableArn};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -89,7 +89,7 @@ fn text(
     }
 }
 
-/// The name of a member or a route.
+/// The name of a member, a route or a group.
 pub(super) fn name(value: &DeValue<'_>) -> Result<String, Fault> {
     text(1..=64, |byte| is_word(byte, b"-."), "1 to 64 letters, digits, \"-\", \"_\" or \".\"")(value)
 }
@@ -264,6 +264,15 @@ pub(super) fn on_gap(value: &DeValue<'_>) -> Result<OnGap, Fault> {
         "stop" => Ok(OnGap::Stop),
         "continue" => Ok(OnGap::Continue),
         other => Err(Fault::new(format!("must be \"stop\" or \"continue\", not {}", shown(other)))),
+    }
+}
+
+pub(super) fn conflicts(value: &DeValue<'_>) -> Result<Conflicts, Fault> {
+    match string(value)?.as_str() {
+        "off" => Ok(Conflicts::Off),
+        "sampled" => Ok(Conflicts::Sampled),
+        "full" => Ok(Conflicts::Full),
+        other => Err(Fault::new(format!("must be \"off\", \"sampled\" or \"full\", not {}", shown(other)))),
     }
 }
 

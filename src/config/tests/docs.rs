@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 const DOCS: &str = include_str!("../../../docs/config.md");
 const EXAMPLE: &str = include_str!("../../../deploy/config.example.toml");
 const TOP: &str = "Top level";
-const SECTIONS: [&str; 12] = [
+const SECTIONS: [&str; 14] = [
     TOP,
     "[state]",
     "[state.assume_role]",
@@ -16,6 +16,8 @@ const SECTIONS: [&str; 12] = [
     "[member.assume_role]",
     "[[route]]",
     "[route.guard]",
+    "[[group]]",
+    "[group.guard]",
     "[read]",
     "[write]",
     "[lease]",
@@ -67,8 +69,16 @@ fn with(section: &str, line: &str) -> String {
         ),
         "[[route]]" => format!("{SOUND}{line}\n"),
         "[route.guard]" => format!("{SOUND}[route.guard]\nmax_delete_share = 0.5\n{line}\n"),
+        "[[group]]" => group(line),
+        "[group.guard]" => group(&format!("[group.guard]\nmax_delete_share = 0.5\n{line}")),
         _ => format!("{SOUND}{section}\n{line}\n"),
     }
+}
+
+/// The sound file with a group in place of its route, and more in it.
+fn group(more: &str) -> String {
+    let (members, _) = SOUND.split_once("[[route]]").unwrap();
+    format!("{members}[[group]]\nname = \"pair\"\nmembers = [\"old\", \"new\"]\n{more}\n")
 }
 
 /// The keys that the parser knows in a section, by its own account.
@@ -77,7 +87,9 @@ fn known(section: &str) -> BTreeSet<String> {
     let (_, keys) = problems[0].split_once("; the keys here are ").unwrap();
     let mut keys: BTreeSet<String> = keys.split(", ").map(str::to_owned).collect();
     if section == TOP {
-        for section in ["state", "member", "route", "read", "write", "lease", "dead_letters", "admin"] {
+        for section in
+            ["state", "member", "route", "group", "read", "write", "lease", "dead_letters", "admin"]
+        {
             assert!(keys.remove(section), "{section} is a section");
         }
     }

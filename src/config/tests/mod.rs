@@ -2,6 +2,7 @@
 
 mod access;
 mod docs;
+mod groups;
 mod problems;
 mod roundtrip;
 mod routes;

@@ -71,7 +71,7 @@ fn an_empty_file_says_what_belongs_there() {
         "",
         &[
             "f.toml: missing [[member]]; name each table that routes copy from or to",
-            "f.toml: missing [[route]]; say which member is copied to which",
+            "f.toml: missing [[route]] or [[group]]; say which member is copied to which, or which members hold the same items",
             "f.toml: missing key \"table\" in [state]; the state table's name or ARN",
         ],
     );

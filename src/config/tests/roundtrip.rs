@@ -3,12 +3,13 @@
 
 use super::SOUND;
 use crate::config::{
-    Access, Admin, AssumeRole, Config, DeadLetters, Guard, Lease, Member, OnGap, Place, Read, Route, Start,
-    State, TableArn, Write,
+    Access, Admin, AssumeRole, Config, Conflicts, DeadLetters, Group, Guard, Lease, Member, OnGap, Place,
+    Read, Route, Start, State, TableArn, Write,
 };
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::{Duration, SystemTime};
 
@@ -54,6 +55,7 @@ fn line() -> impl Strategy<Value = String> {
         "[[member]]",
         "[member.assume_role]",
         "[[route]]",
+        "[[group]]",
         "[read]",
         "[write]",
         "[lease]",
@@ -69,6 +71,8 @@ fn line() -> impl Strategy<Value = String> {
         "duration",
         "from",
         "to",
+        "members",
+        "conflicts",
         "stamp",
         "start",
         "grace",
@@ -192,7 +196,7 @@ fn state() -> impl Strategy<Value = State> {
 }
 
 fn member(index: usize) -> impl Strategy<Value = Member> {
-    (arn(), "[a-zA-Z0-9_.-]{1,20}", 0..64_u8).prop_flat_map(move |(mut arn, name, number)| {
+    (arn(), "[a-zA-Z0-9_.-]{1,20}", 0..16_u8).prop_flat_map(move |(mut arn, name, number)| {
         // The index keeps tables, names and numbers apart.
         arn.table.push_str(&index.to_string());
         let owner = Some((arn.partition.clone(), arn.account.clone()));
@@ -200,7 +204,7 @@ fn member(index: usize) -> impl Strategy<Value = Member> {
             name: format!("{name}{index}"),
             arn: arn.clone(),
             access,
-            number: number * 4 + u8::try_from(index).unwrap(),
+            number: number * 16 + u8::try_from(index).unwrap(),
         })
     })
 }
@@ -236,40 +240,76 @@ prop_compose! {
         let max_writes = rate.into_iter().map(|rate| (0, rate)).collect();
         Route {
             name, from: 0, to: Vec::new(), ttl_deletes, stamp: String::new(), start, on_gap, max_clock_drift, max_writes,
-            guard, group: None,
+            guard,
+            group: None,
         }
     }
 }
 
-/// Members, and routes that lead from earlier members to later ones: no loops. Each member has one route at most.
-fn members_and_routes() -> impl Strategy<Value = (Vec<Member>, Vec<Route>)> {
-    (2..=4_usize).prop_flat_map(|count| {
+/// Members, routes and groups. The members of groups come first, and no route leads to them; the other routes lead
+/// from earlier members to later ones: no loops. Each member has one route of the file at most.
+fn members_routes_and_groups() -> impl Strategy<Value = (Vec<Member>, Vec<Route>, Vec<Group>)> {
+    (vec(2..=3_usize, 0..=2), 0..=4_usize).prop_flat_map(|(groups, others)| {
+        let grouped: usize = groups.iter().sum();
+        let count = grouped + if groups.is_empty() { others.max(2) } else { others };
         let members: Vec<_> = (0..count).map(member).collect();
         let routes: Vec<_> = (1..count)
+            .filter(|first| (*first).max(grouped) < count)
             .map(|first| {
-                let peers: Vec<usize> = (first..count).collect();
+                let peers: Vec<usize> = (first.max(grouped)..count).collect();
                 let most = peers.len();
                 (route(), prop::sample::subsequence(peers, 1..=most).prop_shuffle())
             })
             .collect();
-        (members, routes, ".{1,60}").prop_map(|(members, routes, stamp)| {
-            let routes = routes.into_iter().enumerate().map(|(from, (route, to))| Route {
-                name: format!("{}{from}", route.name),
-                from,
-                max_writes: route.max_writes.into_values().map(|rate| (to[0], rate)).collect(),
-                to,
-                stamp: stamp.clone(),
-                ..route
-            });
-            (members, routes.collect())
+        let mut first = 0;
+        let groups: Vec<_> = (groups.into_iter())
+            .map(|size| {
+                first += size;
+                (route(), Just((first - size..first).collect::<Vec<_>>()).prop_shuffle(), conflicts())
+            })
+            .collect();
+        (members, routes, groups, ".{1,60}").prop_map(|(members, routes, drafts, stamp)| {
+            let mut routes: Vec<Route> = (routes.into_iter().enumerate())
+                .map(|(from, (route, to))| Route {
+                    name: format!("{}{from}", route.name),
+                    from,
+                    max_writes: route.max_writes.into_values().map(|rate| (to[0], rate)).collect(),
+                    to,
+                    stamp: stamp.clone(),
+                    ..route
+                })
+                .collect();
+            let mut groups = Vec::new();
+            for (index, (route, seated, conflicts)) in drafts.into_iter().enumerate() {
+                let name = format!("{}.{index}", route.name);
+                for from in &seated {
+                    // The rate is for the group's first member.
+                    let rate = route.max_writes.values().filter(|_| *from != seated[0]);
+                    routes.push(Route {
+                        name: format!("{name}/{}", members[*from].name),
+                        from: *from,
+                        to: seated.iter().copied().filter(|to| to != from).collect(),
+                        max_writes: rate.map(|rate| (seated[0], *rate)).collect(),
+                        stamp: stamp.clone(),
+                        group: Some(index),
+                        ..route.clone()
+                    });
+                }
+                groups.push(Group { name, members: seated, conflicts });
+            }
+            (members, routes, groups)
         })
     })
+}
+
+fn conflicts() -> impl Strategy<Value = Conflicts> {
+    prop::sample::select(vec![Conflicts::Off, Conflicts::Sampled, Conflicts::Full])
 }
 
 prop_compose! {
     fn config()(
         state in state(),
-        (members, routes) in members_and_routes(),
+        (members, routes, groups) in members_routes_and_groups(),
         min_interval in millis(200..=1_000),
         idle_interval in millis(1_000..=10_000),
         list_interval in millis(1_000..=600_000),
@@ -293,7 +333,7 @@ prop_compose! {
             state,
             members,
             routes,
-            groups: Vec::new(),
+            groups,
             read: Read { idle_interval, min_interval, list_interval, describe_rate, memory_mb },
             write: Write { in_flight, request_timeout, checkpoint_interval },
             lease: Lease { duration, renew_interval, look_interval, handoff_timeout, worker },
@@ -325,37 +365,26 @@ fn render(config: &Config) -> String {
         let _ = writeln!(text, "[[member]]\nname = \"{name}\"\ntable = \"{arn}\"\nnumber = {number}");
         render_access(&mut text, access);
     }
-    for route in &config.routes {
-        let name = |index: &usize| quote(&config.members[*index].name);
-        let to: Vec<String> = route.to.iter().map(name).collect();
-        let start = match route.start {
-            Start::TrimHorizon => quote("trim-horizon"),
-            Start::Latest => quote("latest"),
-            Start::At(time) => humantime::format_rfc3339(time).to_string(),
+    let name = |index: &usize| quote(&config.members[*index].name);
+    let names = |members: &[usize]| members.iter().map(name).collect::<Vec<_>>().join(", ");
+    for route in config.routes.iter().filter(|route| route.group.is_none()) {
+        let (route_is, from, to) = (quote(&route.name), name(&route.from), names(&route.to));
+        let _ = writeln!(text, "[[route]]\nname = {route_is}\nfrom = {from}\nto = [{to}]");
+        let rates = route.max_writes.iter().map(|(peer, rate)| (name(peer), *rate)).collect();
+        render_settings(&mut text, route, rates, "[route.guard]");
+    }
+    for (index, group) in config.groups.iter().enumerate() {
+        let conflicts = match group.conflicts {
+            Conflicts::Off => "off",
+            Conflicts::Sampled => "sampled",
+            Conflicts::Full => "full",
         };
-        let on_gap = if route.on_gap == OnGap::Stop { "stop" } else { "continue" };
-        let _ = writeln!(
-            text,
-            "[[route]]\nname = {}\nfrom = {}\nto = [{}]\nttl_deletes = {}\nstamp = {}\nstart = {start}\non_gap = {on_gap:?}\nmax_clock_drift = {}",
-            quote(&route.name),
-            name(&route.from),
-            to.join(", "),
-            route.ttl_deletes,
-            quote(&route.stamp),
-            time(route.max_clock_drift),
-        );
-        let rates: Vec<String> =
-            route.max_writes.iter().map(|(peer, rate)| format!("{} = {rate}", name(peer))).collect();
-        let _ = writeln!(text, "max_writes_per_second = {{ {} }}", rates.join(", "));
-        if let Some(Guard { window, max_deletes, max_delete_share, min_changes }) = &route.guard {
-            let _ = writeln!(text, "[route.guard]\nwindow = {}\nmin_changes = {min_changes}", time(*window));
-            if let Some(deletes) = max_deletes {
-                let _ = writeln!(text, "max_deletes = {deletes}");
-            }
-            if let Some(share) = max_delete_share {
-                let _ = writeln!(text, "max_delete_share = {share:?}");
-            }
-        }
+        let (group_is, members) = (quote(&group.name), names(&group.members));
+        let _ =
+            writeln!(text, "[[group]]\nname = {group_is}\nmembers = [{members}]\nconflicts = {conflicts:?}");
+        let routes = || config.routes.iter().filter(|route| route.group == Some(index));
+        let rates = routes().flat_map(|route| &route.max_writes).map(|(peer, rate)| (name(peer), *rate));
+        render_settings(&mut text, routes().next().unwrap(), rates.collect(), "[group.guard]");
     }
     let Read { idle_interval, min_interval, list_interval, describe_rate, memory_mb } = &config.read;
     let _ = writeln!(
@@ -393,6 +422,35 @@ fn render(config: &Config) -> String {
         time(config.admin.stall_after)
     );
     text
+}
+
+/// What a route and a group are both told; the rates are by the names of members.
+fn render_settings(text: &mut String, route: &Route, rates: BTreeMap<String, u32>, guard: &str) {
+    let time = |duration: Duration| quote(&humantime::format_duration(duration).to_string());
+    let start = match route.start {
+        Start::TrimHorizon => quote("trim-horizon"),
+        Start::Latest => quote("latest"),
+        Start::At(time) => humantime::format_rfc3339(time).to_string(),
+    };
+    let on_gap = if route.on_gap == OnGap::Stop { "stop" } else { "continue" };
+    let _ = writeln!(
+        text,
+        "ttl_deletes = {}\nstamp = {}\nstart = {start}\non_gap = {on_gap:?}\nmax_clock_drift = {}",
+        route.ttl_deletes,
+        quote(&route.stamp),
+        time(route.max_clock_drift),
+    );
+    let rates: Vec<String> = rates.iter().map(|(member, rate)| format!("{member} = {rate}")).collect();
+    let _ = writeln!(text, "max_writes_per_second = {{ {} }}", rates.join(", "));
+    if let Some(Guard { window, max_deletes, max_delete_share, min_changes }) = &route.guard {
+        let _ = writeln!(text, "{guard}\nwindow = {}\nmin_changes = {min_changes}", time(*window));
+        if let Some(deletes) = max_deletes {
+            let _ = writeln!(text, "max_deletes = {deletes}");
+        }
+        if let Some(share) = max_delete_share {
+            let _ = writeln!(text, "max_delete_share = {share:?}");
+        }
+    }
 }
 
 fn render_access(text: &mut String, access: &Access) {
