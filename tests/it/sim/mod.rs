@@ -22,9 +22,10 @@ use std::sync::{Mutex, Once};
 use std::time::Duration;
 
 /// Seeds that found a fault, each with what it was.
-const FAILED_ONCE: [(u64, &str); 2] = [
+const FAILED_ONCE: [(u64, &str); 3] = [
     (335, "the judge took a table's row for the start of its route"),
     (1773, "the judge took the start of one route for that of another"),
+    (2066, "the judge did not wait until a lost range was found"),
 ];
 
 /// The same of groups.
