@@ -15,8 +15,9 @@ mod endpoint;
 mod records;
 #[path = "support/settings.rs"]
 mod settings;
-#[path = "support/watch.rs"]
-mod watch;
+#[expect(dead_code, reason = "the benchmarks share it, and each uses a part")]
+#[path = "support/tap.rs"]
+mod tap;
 
 use anyhow::{Context, ensure};
 use bytes::Bytes;
@@ -30,10 +31,10 @@ use shardwalker::task::Tasks;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+use tap::watched;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use watch::watched;
 
 #[derive(Parser)]
 struct Arguments {

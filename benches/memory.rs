@@ -2,7 +2,7 @@
 //!
 //! Waits until every shard has been read several times, so that all of them poll at the idle pace, and tells the
 //! resident memory then and its peak; fails when the peak is above the goal. One process does nothing else, so
-//! the peak is that of the service. The canned endpoint has no connections: those of a real client are few,
+//! the peak is that of the service: without `--shards` each size runs in a process of its own. The canned endpoint has no connections: those of a real client are few,
 //! because all shards share one.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
@@ -28,20 +28,22 @@ use tokio_util::sync::CancellationToken;
 
 #[derive(Parser)]
 struct Arguments {
-    /// Open shards.
-    #[arg(long, default_value_t = 1000)]
-    shards: usize,
+    /// Open shards; without it each of the sizes that have a goal.
+    #[arg(long)]
+    shards: Option<usize>,
     /// Peers of the route.
     #[arg(long, default_value_t = 1)]
     peers: usize,
-    /// The goal in MB.
-    #[arg(long, default_value_t = 150.0)]
-    goal: f64,
+    /// The goal in MB; without it, that of the next larger size that has one.
+    #[arg(long)]
+    goal: Option<f64>,
     /// Given by cargo.
     #[arg(long, hide = true)]
     bench: bool,
 }
 
+/// Sizes in shards and the goal of each in MB.
+const GOALS: [(usize, f64); 3] = [(100, 50.0), (1000, 150.0), (10_000, 300.0)];
 /// After so many empty reads a shard is read at the idle interval.
 const READS: usize = 8;
 /// All shards are read that often before this, or the worker is stuck.
@@ -49,18 +51,32 @@ const PATIENCE: Duration = Duration::from_secs(300);
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
+    let Some(shards) = arguments.shards else { return each_size(arguments.peers) };
+    let goal = GOALS.iter().find(|(size, _)| shards <= *size).map_or(f64::INFINITY, |(_, goal)| *goal);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(measure(&arguments))
+    runtime.block_on(measure(shards, arguments.peers, arguments.goal.unwrap_or(goal)))
 }
 
-async fn measure(arguments: &Arguments) -> anyhow::Result<()> {
-    let shards = arguments.shards;
+/// Runs every size; fails when one of them does.
+fn each_size(peers: usize) -> anyhow::Result<()> {
+    let mut missed = Vec::new();
+    for (shards, _) in GOALS {
+        let sizes = ["--shards".to_owned(), shards.to_string(), "--peers".to_owned(), peers.to_string()];
+        if !std::process::Command::new(std::env::current_exe()?).args(sizes).status()?.success() {
+            missed.push(shards);
+        }
+    }
+    ensure!(missed.is_empty(), "the goal is missed with {missed:?} shards");
+    Ok(())
+}
+
+async fn measure(shards: usize, peers: usize, goal: f64) -> anyhow::Result<()> {
     let reads: Arc<Vec<AtomicUsize>> = Arc::new((0..shards).map(|_| AtomicUsize::new(0)).collect());
     let waiting = Arc::new((AtomicUsize::new(shards), Notify::new()));
     let (counting, telling) = (Arc::clone(&reads), Arc::clone(&waiting));
     let endpoint = Endpoint::new(Script {
         shards,
-        peers: arguments.peers,
+        peers: peers,
         read: Box::new(move |shard, position| {
             if counting[shard].fetch_add(1, Ordering::Relaxed) + 1 == READS
                 && telling.0.fetch_sub(1, Ordering::AcqRel) == 1
@@ -71,7 +87,7 @@ async fn measure(arguments: &Arguments) -> anyhow::Result<()> {
         }),
     });
     let drain = CancellationToken::new();
-    let config = settings::config(arguments.peers, Read::default(), Write::default().in_flight);
+    let config = settings::config(peers, Read::default(), Write::default().in_flight);
     let service = Service::build(config, endpoint.options(), drain.clone()).await?;
     let begun = Instant::now();
     let mut tasks = Tasks::new();
@@ -84,15 +100,11 @@ async fn measure(arguments: &Arguments) -> anyhow::Result<()> {
     }
     let least = reads.iter().map(|reads| reads.load(Ordering::Relaxed)).min().unwrap_or_default();
     println!(
-        "{shards} open idle shards, {} peers, each read {least} times and more in {took:.1?}: \
-         resident {resident:.1} MB, peak {peak:.1} MB (goal: under {:.0} MB)",
-        arguments.peers, arguments.goal
+        "{shards} open idle shards, {peers} peers, each read {least} times and more in {took:.1?}: \
+         resident {resident:.1} MB, peak {peak:.1} MB (goal: under {goal:.0} MB)"
     );
-    println!(
-        "{}",
-        json!({ "shards": shards, "peers": arguments.peers, "resident_mb": resident, "peak_mb": peak })
-    );
-    ensure!(peak < arguments.goal, "the peak is above the goal");
+    println!("{}", json!({ "shards": shards, "peers": peers, "resident_mb": resident, "peak_mb": peak }));
+    ensure!(peak < goal, "the peak is above the goal");
     Ok(())
 }
 

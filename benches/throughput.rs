@@ -17,8 +17,12 @@ mod endpoint;
 mod records;
 #[path = "support/settings.rs"]
 mod settings;
-#[path = "support/watch.rs"]
-mod watch;
+#[expect(dead_code, reason = "the benchmarks share it, and each uses a part")]
+#[path = "support/stage.rs"]
+mod stage;
+#[expect(dead_code, reason = "the benchmarks share it, and each uses a part")]
+#[path = "support/tap.rs"]
+mod tap;
 #[path = "support/worlds.rs"]
 mod worlds;
 
@@ -37,10 +41,10 @@ use shardwalker::version::{Hlc, Stamp, Version};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tap::watched;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use watch::watched;
 use worlds::{SHARDS, Work, World};
 
 #[derive(Parser)]

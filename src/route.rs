@@ -5,6 +5,7 @@ use crate::clock::Clock;
 use crate::config::{OnGap, Read, Start, Write};
 use crate::dead_letters::DeadLetters;
 use crate::gaps::Gaps;
+use crate::group::apply::Membership;
 use crate::memory::Memory;
 use crate::peer::Peer;
 use crate::retry::Jitter;
@@ -24,6 +25,8 @@ pub struct Route {
     pub streams: aws_sdk_dynamodbstreams::Client,
     /// The stream's ARN.
     pub stream: Arc<str>,
+    /// What it has beside its peers in a group; `None` on a one-way route.
+    pub group: Option<Arc<Membership>>,
     /// The peers, in the order of the config.
     pub peers: Vec<Arc<Peer>>,
     /// The bound on what is held for each of them, in the same order.

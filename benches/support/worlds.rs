@@ -3,10 +3,9 @@
 use super::endpoint::{self, Endpoint, Script};
 use super::records::{self, Kind};
 use super::settings;
-use anyhow::Context;
-use aws_sdk_dynamodb::types::{StreamSpecification, StreamViewType};
+use super::stage::Stage;
 use bytes::Bytes;
-use shardwalker::sandbox::{self, Sandbox};
+use shardwalker::sandbox;
 use shardwalker::service::Options;
 
 /// So many that the rate at which one shard may be read is no limit.
@@ -33,7 +32,7 @@ pub(crate) enum World {
 impl World {
     /// The canned endpoint with that work in its stream.
     pub(crate) fn canned(work: Work) -> Self {
-        let pages: Vec<Vec<Bytes>> = (0..SHARDS).map(|shard| pages(work, shard)).collect();
+        let pages: Vec<Vec<Bytes>> = (0..SHARDS).map(|shard| pages(work, shard, SHARDS)).collect();
         let read =
             move |shard: usize, number: usize| pages[shard][number.min(pages[shard].len() - 1)].clone();
         Self::Canned(Endpoint::new(Script { shards: SHARDS, peers: work.peers, read: Box::new(read) }))
@@ -48,9 +47,9 @@ impl World {
     }
 }
 
-/// A shard's pages; the last one is empty and follows itself.
-fn pages(work: Work, shard: usize) -> Vec<Bytes> {
-    let indices = (shard..work.records).step_by(SHARDS);
+/// The pages of one of so many shards; the last one is empty and follows itself.
+pub(crate) fn pages(work: Work, shard: usize, shards: usize) -> Vec<Bytes> {
+    let indices = (shard..work.records).step_by(shards);
     let records: Vec<Vec<u8>> = indices.map(|index| records::record(index, work.kind)).collect();
     let full = records
         .chunks(PAGE)
@@ -61,50 +60,21 @@ fn pages(work: Work, shard: usize) -> Vec<Bytes> {
     pages
 }
 
-const REPLICATOR: &str = "999999999999";
-/// Any action on the resource by the replicator's account.
-const POLICY: &str = r#"{"Version":"2012-10-17","Statement":{"Effect":"Allow","Action":"dynamodb:*",
-    "Principal":{"AWS":"arn:aws:iam::999999999999:root"},"Resource":"RESOURCE"}}"#;
-
-/// A sandbox with source and peers in accounts of their own, and the replicator in another.
+/// A sandbox whose stream holds the work.
 async fn sandboxed(work: Work) -> anyhow::Result<Options> {
-    let sandbox = Sandbox::new(sandbox::Options::default())?;
-    for member in 0..=work.peers {
-        let arn = settings::table(member);
-        let created = sandbox.create_table(&arn.account, &arn.region, &arn.table, &["id"], None)?;
-        sandbox.put_resource_policy(&created, &POLICY.replace("RESOURCE", &created))?;
-        if work.kind == Kind::Modify {
-            fill(&sandbox, member, work.records, 1).await?;
+    let stage = Stage::new(sandbox::Options::default(), work.peers)?;
+    if work.kind == Kind::Modify {
+        for member in 0..=work.peers {
+            fill(&stage, member, work.records, 1).await?;
         }
     }
-    let source = settings::table(0);
-    let on = StreamSpecification::builder()
-        .stream_enabled(true)
-        .stream_view_type(StreamViewType::NewAndOldImages)
-        .build()?;
-    client(&sandbox, 0)?.update_table().table_name(&source.table).stream_specification(on).send().await?;
-    let stream = sandbox.stream_arn(&source.to_string())?.context("the stream is off")?;
-    sandbox.put_resource_policy(&stream, &POLICY.replace("RESOURCE", &stream))?;
-    fill(&sandbox, 0, work.records, 2).await?;
-    let keys = sandbox.admin(REPLICATOR, "replicator")?;
-    let config = sandbox.sdk_config(&keys, settings::REGION);
-    let base = shardwalker::aws::Base {
-        credentials: config.credentials_provider(),
-        http: Some(sandbox.http_client()),
-        request_timeout: None,
-    };
-    let clock = shardwalker::clock::Clock::system();
-    Ok(Options { base, create_state_table: true, clock, seed: 1 })
+    stage.stream().await?;
+    fill(&stage, 0, work.records, 2).await?;
+    Ok(stage.options(1))
 }
 
-/// A client of the account that a member's table is in.
-fn client(sandbox: &Sandbox, member: usize) -> anyhow::Result<aws_sdk_dynamodb::Client> {
-    let keys = sandbox.admin(&settings::table(member).account, "owner")?;
-    Ok(aws_sdk_dynamodb::Client::new(&sandbox.sdk_config(&keys, settings::REGION)))
-}
-
-async fn fill(sandbox: &Sandbox, member: usize, records: usize, revision: u32) -> anyhow::Result<()> {
-    let (client, table) = (client(sandbox, member)?, settings::table(member).table);
+async fn fill(stage: &Stage, member: usize, records: usize, revision: u32) -> anyhow::Result<()> {
+    let (client, table) = (stage.client(member)?, settings::table(member).table);
     for index in 0..records {
         let item = records::item(index, revision).0;
         client.put_item().table_name(&table).set_item(Some(item)).send().await?;

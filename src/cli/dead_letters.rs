@@ -10,8 +10,10 @@ use crate::connect::Connector;
 use crate::control::{Controls, pauses};
 use crate::dead_letters::retry::Retry;
 use crate::dead_letters::{DeadLetters, Letter, Reason, record};
+use crate::group::apply::GroupLane;
 use crate::item::Digest;
 use crate::ledger::Ledger;
+use crate::peer::Peer;
 use crate::retry::Jitter;
 use crate::state::StateTable;
 use crate::telemetry::metrics::Metrics;
@@ -21,6 +23,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
+use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 /// Keys that are retried at the same time.
@@ -194,8 +197,16 @@ impl Args {
         let controls = Controls::new(state.clone(), clock).rows().await;
         let paused = pauses(&controls.context("the state table could not be read")?);
         let ledger = Ledger::new(state.clone(), clock, config.state.tombstone_retention);
-        let connector =
-            Connector { config, aws: &aws, ledger, gates: None, heart: None, clock, metrics: &metrics };
+        let connector = Connector {
+            config,
+            aws: &aws,
+            ledger,
+            state: state.clone(),
+            gates: None,
+            heart: None,
+            clock,
+            metrics: &metrics,
+        };
         let (mut applied, mut superseded, mut remain) = (0, 0, Vec::new());
         for found in found {
             let mut keys: BTreeSet<Digest> = found.letters.iter().map(|letter| letter.key).collect();
@@ -218,12 +229,13 @@ impl Args {
                 remain.push(json!({ "route": found.route.name, "peer": found.peer, "paused": why }));
                 continue;
             }
-            let peer = self.connect(config, &aws, &jitter, &connector, found).await?;
+            let (peer, group) = self.connect(config, &aws, &jitter, &connector, found).await?;
+            let group = group.map(|lane| (lane, found.route.max_clock_drift));
             let cancel = CancellationToken::new();
             // Not what the route left out since: these changes were taken when they came.
             let rules = Rules { ttl_deletes: found.route.ttl_deletes, not_before: None };
             let (route, jitter) = (found.route.name.as_str(), &jitter);
-            let retry = Retry { letters, route, peer: &peer, rules, jitter, cancel: &cancel };
+            let retry = Retry { letters, route, peer: &peer, rules, group, jitter, cancel: &cancel };
             let mut done = stream::iter(keys).map(|key| retry.key(key)).buffer_unordered(AT_ONCE);
             while let Some(retried) = done.try_next().await.with_context(|| {
                 format!("route {route}, peer {}: retrying failed; what is left stays", found.peer)
@@ -260,11 +272,17 @@ impl Args {
         jitter: &Jitter,
         connector: &Connector<'_>,
         found: &Found<'_>,
-    ) -> anyhow::Result<crate::peer::Peer> {
+    ) -> anyhow::Result<(Peer, Option<GroupLane>)> {
         let cancel = CancellationToken::new();
         let preflight = crate::access::preflight::Preflight { config, aws, jitter, cancel: &cancel };
-        let table = preflight.table(found.index).await.map_err(|finding| anyhow::anyhow!("{finding}"))?;
-        Ok(connector.peer(found.route, found.index, &table).await)
+        let table =
+            async |index| preflight.table(index).await.map_err(|finding| anyhow::anyhow!("{finding}"));
+        let peer = connector.peer(found.route, found.index, &table(found.index).await?).await;
+        let Some(_) = found.route.group else { return Ok((peer, None)) };
+        let home = table(found.route.from).await?;
+        let membership = connector.membership(found.route, &home).await.map(Arc::new);
+        let index = found.route.to.iter().position(|index| *index == found.index);
+        Ok((peer, membership.zip(index).and_then(|(route, index)| GroupLane::new(&route, index))))
     }
 
     async fn discard(&self, letters: &DeadLetters, found: &[Found<'_>]) -> anyhow::Result<ExitCode> {

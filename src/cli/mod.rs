@@ -4,6 +4,7 @@
 //! 2 failed.
 
 mod check;
+mod conflicts;
 mod dead_letters;
 #[cfg(feature = "sandbox")]
 mod demo;
@@ -55,6 +56,8 @@ enum Command {
     Resume(pause::ResumeArgs),
     /// List, show, retry or discard what peers refused
     DeadLetters(dead_letters::Args),
+    /// List or show writes of a group's member that lost to another's
+    Conflicts(conflicts::Args),
     /// Serve the embedded AWS accounts until stopped
     #[cfg(feature = "sandbox")]
     Sandbox(sandbox::Args),
@@ -121,6 +124,7 @@ pub fn main() -> ExitCode {
             Command::Pause(args) => pause::pause(args).await,
             Command::Resume(args) => pause::resume(args).await,
             Command::DeadLetters(args) => Box::pin(dead_letters::run(args)).await,
+            Command::Conflicts(args) => conflicts::run(args).await,
             #[cfg(feature = "sandbox")]
             Command::Sandbox(args) => sandbox::run(args).await,
             #[cfg(feature = "sandbox")]

@@ -8,6 +8,8 @@ use crate::apply::{self, Rules, Step};
 use crate::change::Change;
 use crate::dead_letters::{DeadLetters, Letter};
 use crate::failure::{Class, Failure};
+use crate::group;
+use crate::group::apply::GroupLane;
 use crate::item::Digest;
 use crate::peer::{Outcome, Peer, StepError};
 use crate::retry::{self, GaveUp, Jitter, Policy};
@@ -24,6 +26,9 @@ pub struct Retry<'a> {
     pub peer: &'a Peer,
     /// What the route's config says about single changes.
     pub rules: Rules,
+    /// The lane's part in its group, and how far ahead of a record's creation a stamp is believed there; `None` on a
+    /// one-way route.
+    pub group: Option<(GroupLane, Duration)>,
     /// Seeded pauses.
     pub jitter: &'a Jitter,
     /// Ends the pauses.
@@ -77,7 +82,16 @@ impl Retry<'_> {
     }
 
     async fn step(&self, change: &Change, letter: &Letter) -> Result<Outcome, Failure> {
-        let done = match apply::plan(change, &self.rules) {
+        let plan = apply::plan(change, &self.rules);
+        if let (Some((lane, max_drift)), false) = (&self.group, matches!(plan, Step::Skip(_))) {
+            let step = lane.place.step(group::classify(change, *max_drift));
+            if step == group::Step::Delete {
+                self.peer.raise(&change.key, letter.version).await.map_err(of_letter)?;
+            }
+            let done = lane.carry_out(self.peer, change, letter.version, step, false).await;
+            return done.map(|outcome| outcome.unwrap_or(Outcome::Applied)).map_err(of_letter);
+        }
+        let done = match plan {
             Step::Put { content, creates } => {
                 self.peer.put(content, &change.key, letter.version, creates).await
             }
@@ -87,13 +101,7 @@ impl Retry<'_> {
             },
             Step::Skip(_) => Ok(Outcome::Superseded),
         };
-        done.map_err(|error| match error {
-            // The state table refuses no letter: what is invalid there is no matter of this item.
-            StepError::State(failure) if failure.class == Class::Invalid => {
-                Failure { class: Class::Unrecognised, ..failure }
-            }
-            StepError::State(failure) | StepError::Peer(failure) => failure,
-        })
+        done.map_err(of_letter)
     }
 
     async fn patiently<T, F>(&self, call: impl Fn() -> F) -> Result<T, Failure>
@@ -108,5 +116,15 @@ impl Retry<'_> {
                 Err(Failure::new(Class::Transient, "Cancelled", "stopped while waiting"))
             }
         }
+    }
+}
+
+fn of_letter(error: StepError) -> Failure {
+    match error {
+        // The state table refuses no letter: what is invalid there is no matter of this item.
+        StepError::State(failure) if failure.class == Class::Invalid => {
+            Failure { class: Class::Unrecognised, ..failure }
+        }
+        StepError::State(failure) | StepError::Home(failure) | StepError::Peer(failure) => failure,
     }
 }

@@ -4,7 +4,8 @@
 //! to a bound. While a change of a key is under way, later ones of that key wait, folded: the last one is
 //! applied and covers those before it, with the highest delete among them still raised in the ledger. The
 //! lane's [`Frontier`] is contiguous: it never passes a change that is not applied, superseded, skipped by a
-//! rule, covered by a later one that is, or kept as a dead letter.
+//! rule, covered by a later one that is, or kept as a dead letter. In a group only applications' writes are folded;
+//! what is to do about writes of our own is done in its turn.
 //!
 //! [`work`] carries single changes out. A lane retries for as long as it lives; it ends when its pages end and all is
 //! done, or at once when its worker loses the right to write. While its peer is paused it starts nothing new, and what
@@ -16,6 +17,8 @@ use crate::apply::{self, Rules, Step};
 use crate::change::{Change, SequenceNumber};
 use crate::clock::Clock;
 use crate::dead_letters::DeadLetters;
+use crate::group::apply::GroupLane;
+use crate::group::{self, Step as GroupStep};
 use crate::item::Digest;
 use crate::memory::Reserved;
 use crate::peer::Peer;
@@ -80,6 +83,8 @@ pub struct LaneParts {
     pub member: u8,
     /// What the route's config says about single changes.
     pub rules: Rules,
+    /// What the lane is in its group; `None` on a one-way route.
+    pub group: Option<GroupLane>,
     /// How far ahead of a record's creation a stamp is believed.
     pub max_drift: Duration,
     /// Requests under way at most.
@@ -168,6 +173,8 @@ struct WorkItem {
     index: usize,
     version: Version,
     slot: u64,
+    /// What a group does about it; `None` on a one-way route.
+    group: Option<GroupStep>,
 }
 
 impl WorkItem {
@@ -217,7 +224,8 @@ impl Lane {
         self.context.status.show(Some(&start), 0, 0);
         let fence = self.context.fence.clone();
         let context = Arc::clone(&self.context);
-        match context.load_dead().await {
+        // Large, and not needed afterwards.
+        match Box::pin(context.load_dead()).await {
             Some(dead) => self.dead = dead,
             None => return LaneEnd::Abandoned,
         }
@@ -272,22 +280,45 @@ impl Lane {
             let slot = self.base + self.slots.len() as u64;
             let position =
                 Position { sequence: Some(change.sequence.clone()), hlc, created: Some(change.created) };
-            let skipped = matches!(apply::plan(change, &self.context.rules), Step::Skip(_));
+            let todo = self.todo(change);
             self.bytes += change.size;
-            self.slots.push_back(Slot { position, size: change.size, done: skipped, memory: None });
-            if skipped {
-                self.context.counters.skipped.inc();
-                continue;
-            }
-            let delete = matches!(apply::plan(change, &self.context.rules), Step::Delete);
-            self.context.peer.takes(change.created, delete);
+            self.slots.push_back(Slot { position, size: change.size, done: todo.is_none(), memory: None });
+            let Some(group) = todo else { continue };
             let version = Version::new(hlc, self.context.member);
-            self.enqueue(change.key.digest(), WorkItem { page: Arc::clone(&page), index, version, slot });
+            self.enqueue(
+                change.key.digest(),
+                WorkItem { page: Arc::clone(&page), index, version, slot, group },
+            );
         }
         if let Some(last) = self.slots.back_mut() {
             // A page with nothing new gives its room back: the last slot has some already.
             last.memory.get_or_insert(memory);
         }
+    }
+
+    /// Whether there is something to do about a change, and what a group does.
+    fn todo(&self, change: &Change) -> Option<Option<GroupStep>> {
+        let context = &self.context;
+        let plan = apply::plan(change, &context.rules);
+        if matches!(plan, Step::Skip(_)) {
+            context.counters.skipped.inc();
+            return None;
+        }
+        let Some(lane) = &context.group else {
+            context.peer.takes(change.created, plan == Step::Delete);
+            return Some(None);
+        };
+        let step = lane.step(group::classify(change, context.max_drift));
+        match step {
+            GroupStep::Nothing => {
+                context.counters.echoes.inc();
+                return None;
+            }
+            GroupStep::Put { .. } => context.peer.takes(change.created, false),
+            GroupStep::Delete => context.peer.takes(change.created, true),
+            GroupStep::Check(_) | GroupStep::Repair(_) => {}
+        }
+        Some(Some(step))
     }
 
     fn enqueue(&mut self, key: Digest, item: WorkItem) {

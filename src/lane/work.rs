@@ -2,8 +2,10 @@
 
 use super::{Finished, LaneParts, Work, WorkItem};
 use crate::apply::{self, Step};
+use crate::change::Event;
 use crate::dead_letters::{self, Kept, Reason};
 use crate::failure::{Action, Class, Failure};
+use crate::group::Step as GroupStep;
 use crate::item::Digest;
 use crate::peer::{Outcome, StepError};
 use crate::retry::{Pauses, Policy};
@@ -18,7 +20,8 @@ const SPREAD: Duration = Duration::from_secs(1);
 
 /// What became of one try.
 enum Tried {
-    Done(Outcome),
+    /// With the outcome, when it was an application's write.
+    Done(Option<Outcome>),
     Refused(Failure),
     Abandoned,
 }
@@ -50,18 +53,28 @@ impl LaneParts {
     /// `None` when the fence fell, else whether the key has dead letters now.
     async fn settle(&self, work: &Work) -> Option<bool> {
         let mut pauses = Pauses::new(Policy::FOREVER, self.jitter.clone());
-        let items = self.put_behind(work, &mut pauses).await?;
-        if items.is_empty() {
-            return Some(true);
+        let mut rest = self.put_behind(&work.items, work.dead, &mut pauses).await?;
+        let mut dead = work.dead && rest.is_empty();
+        while !rest.is_empty() {
+            let (run, later) = rest.split_at(first_run(rest));
+            dead = self.settle_run(run, &mut pauses).await?;
+            rest = self.put_behind(later, dead, &mut pauses).await?;
         }
-        let deletes = items.iter().filter(|i| matches!(apply::plan(i.change(), &self.rules), Step::Delete));
-        let raise = deletes.map(|item| item.version).max();
+        self.status.moving();
+        self.peer.got_through();
+        Some(dead)
+    }
+
+    /// Applies the last of some changes that it covers; gives whether one was refused and is a dead letter.
+    async fn settle_run(&self, items: &[WorkItem], pauses: &mut Pauses) -> Option<bool> {
+        let raise = items.iter().filter(|item| self.deletes(item)).map(|item| item.version).max();
         let mut refused: Vec<Failure> = Vec::new();
         let mut tried = None;
-        for item in items.iter().rev() {
-            match self.try_one(item, raise, &mut pauses).await {
+        for (index, item) in items.iter().enumerate().rev() {
+            let created = items[..index].iter().any(|item| item.change().event == Event::Insert);
+            match self.try_one(item, raise, created, pauses).await {
                 Tried::Done(outcome) => {
-                    tried = Some(outcome);
+                    tried = outcome;
                     break;
                 }
                 Tried::Refused(failure) => refused.push(failure),
@@ -70,17 +83,22 @@ impl LaneParts {
         }
         let kept = items.len() - refused.len();
         if let (Some(item), Some(why)) = (items.last(), refused.first()) {
-            self.confirm(item, why, &mut pauses).await?;
+            self.confirm(item, why, pauses).await?;
         }
         for (item, why) in items[kept..].iter().zip(refused.iter().rev()) {
-            self.keep(item, Reason::Refused, why, &mut pauses).await?;
+            self.keep(item, Reason::Refused, why, pauses).await?;
         }
         if let Some(outcome) = tried {
             self.count_done(&items[..kept], outcome);
         }
-        self.status.moving();
-        self.peer.got_through();
         Some(!refused.is_empty())
+    }
+
+    fn deletes(&self, item: &WorkItem) -> bool {
+        match item.group {
+            Some(step) => step == GroupStep::Delete,
+            None => apply::plan(item.change(), &self.rules) == Step::Delete,
+        }
     }
 
     /// Sees that the peer refuses this item and not every item: a table that was made again with other keys refuses
@@ -96,10 +114,15 @@ impl LaneParts {
 
     /// Keeps the changes of a key that has dead letters behind these; gives the rest when an operator has taken the
     /// letters away, all of it for a key that has none.
-    async fn put_behind<'w>(&self, work: &'w Work, pauses: &mut Pauses) -> Option<&'w [WorkItem]> {
+    async fn put_behind<'w>(
+        &self,
+        items: &'w [WorkItem],
+        dead: bool,
+        pauses: &mut Pauses,
+    ) -> Option<&'w [WorkItem]> {
         let why = Failure::new(Class::Invalid, "Behind", "an earlier change of this key is a dead letter");
-        let mut rest = &work.items[..];
-        while let Some((item, later)) = rest.split_first().filter(|_| work.dead) {
+        let mut rest = items;
+        while let Some((item, later)) = rest.split_first().filter(|_| dead) {
             match self.keep(item, Reason::Behind, &why, pauses).await? {
                 Kept::Kept => rest = later,
                 Kept::Free => break,
@@ -109,7 +132,13 @@ impl LaneParts {
     }
 
     /// Tries one change until it is done or refused for good.
-    async fn try_one(&self, item: &WorkItem, raise: Option<Version>, pauses: &mut Pauses) -> Tried {
+    async fn try_one(
+        &self,
+        item: &WorkItem,
+        raise: Option<Version>,
+        created: bool,
+        pauses: &mut Pauses,
+    ) -> Tried {
         let mut raise = raise;
         loop {
             if self.fence.is_cancelled() {
@@ -123,16 +152,21 @@ impl LaneParts {
                     }
                     Err(error) => Err(error),
                 },
-                None => self.step(item).await,
+                None => self.step(item, created).await,
             };
             match result {
                 Ok(outcome) => return Tried::Done(outcome),
-                Err(StepError::Peer(failure)) if failure.class == Class::Invalid => {
+                Err(StepError::Peer(failure) | StepError::Home(failure))
+                    if failure.class == Class::Invalid =>
+                {
                     return Tried::Refused(failure);
                 }
                 Err(error) => {
                     let at = match error {
                         StepError::Peer(_) => self.peer.name(),
+                        StepError::Home(_) => {
+                            self.group.as_ref().map_or("home", |lane| lane.route.home.name())
+                        }
                         StepError::State(_) => "state",
                     };
                     if !self.failed(at, error.failure(), pauses).await {
@@ -143,16 +177,20 @@ impl LaneParts {
         }
     }
 
-    async fn step(&self, item: &WorkItem) -> Result<Outcome, StepError> {
+    async fn step(&self, item: &WorkItem, created: bool) -> Result<Option<Outcome>, StepError> {
         let change = item.change();
-        match apply::plan(change, &self.rules) {
+        if let (Some(lane), Some(step)) = (&self.group, item.group) {
+            return lane.carry_out(&self.peer, change, item.version, step, created).await;
+        }
+        let outcome = match apply::plan(change, &self.rules) {
             Step::Put { content, creates } => {
                 self.peer.put(content, &change.key, item.version, creates).await
             }
             Step::Delete => self.peer.delete(&change.key, item.version).await,
             // Skipped changes never become work.
             Step::Skip(_) => Ok(Outcome::Superseded),
-        }
+        };
+        outcome.map(Some)
     }
 
     async fn keep(
@@ -213,4 +251,13 @@ impl LaneParts {
             self.counters.lag.observe(lag.as_secs_f64());
         }
     }
+}
+
+/// How many changes from the first on one request carries out: all of a one-way route, for the last covers the others.
+/// In a group applications' writes up to the next one of ours, or that one alone.
+fn first_run(items: &[WorkItem]) -> usize {
+    let ours = |item: &WorkItem| {
+        matches!(item.group, Some(GroupStep::Check(_) | GroupStep::Repair(_) | GroupStep::Nothing))
+    };
+    items.iter().position(ours).map_or(items.len(), |index| index.max(1))
 }

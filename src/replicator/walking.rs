@@ -71,7 +71,7 @@ pub(super) fn begin(begin: Begin<'_>) -> (Walking, impl Future<Output = Option<E
     let walk = async move {
         if take.starts.is_empty() {
             // Its last owner did all of it, and died before it could say so.
-            let done = held.finish(route.clock.since_epoch() + KEPT).await;
+            let done = Box::pin(held.finish(route.clock.since_epoch() + KEPT)).await;
             return Some(if done.is_ok() { End::Finished } else { End::Lost });
         }
         let shard = take.seen.shard.clone();
@@ -109,7 +109,7 @@ pub(super) fn begin(begin: Begin<'_>) -> (Walking, impl Future<Output = Option<E
             // What was sent may still take effect, and its check against the ledger was abandoned: whoever is next must
             // come after it.
             retry::pause(route.write.request_timeout, &fence).await;
-            return Some(release(&held, &route, &fence).await);
+            return Some(Box::pin(release(&held, &route, &fence)).await);
         }
         end
     };

@@ -245,6 +245,7 @@ impl Builder {
             config: &self.config,
             aws: &self.aws,
             ledger: self.ledger.clone(),
+            state: self.state.clone(),
             gates: Some(&self.gates),
             heart: Some(&self.heart),
             clock: self.clock,
@@ -257,6 +258,10 @@ impl Builder {
                 peers.push(Arc::new(connector.peer(route, peer, found).await));
             }
         }
+        let group = match self.found.get(route.from).and_then(Option::as_ref) {
+            Some(found) => connector.membership(route, found).await.map(Arc::new),
+            None => None,
+        };
         // Every peer of every route gets an equal part, so that one that is down fills its own and nobody else's.
         let lanes: usize = self.config.routes.iter().map(|route| route.to.len()).sum();
         let part = (self.config.read.memory_mb as usize) * (1 << 20) / lanes.max(1);
@@ -273,6 +278,7 @@ impl Builder {
             member: source.number,
             streams: self.aws.clients(&source.access).await.streams,
             stream: self.arn(route, label).into(),
+            group,
             peers,
             memory,
             stamp: route.stamp.as_str().into(),

@@ -19,6 +19,8 @@ pub struct Metrics {
     pub records_read: IntCounterVec,
     /// GetRecords pages, by route and `kind` (`full`, `empty`).
     pub pages: IntCounterVec,
+    /// Writes that lost to another member's, by group, loser and winner.
+    pub conflicts: IntCounterVec,
     /// Outcomes of changes, by route, peer and `outcome`.
     pub writes: IntCounterVec,
     /// Requests sent to peers, by route and peer.
@@ -76,6 +78,8 @@ pub struct LaneMetrics {
     pub folded: IntCounter,
     /// Changes left out by a rule.
     pub skipped: IntCounter,
+    /// Records of our own writes, about which there was nothing to do.
+    pub echoes: IntCounter,
     /// Changes kept as dead letters.
     pub dead: IntCounter,
     /// See [`Metrics::lag`].
@@ -136,6 +140,11 @@ impl Metrics {
                 "changes_total",
                 &["route", "peer", "outcome"],
                 "Changes by what became of them at a peer",
+            )?,
+            conflicts: r.counter(
+                "conflicts_total",
+                &["group", "loser", "winner"],
+                "Writes of one member that lost to another's which had not seen them",
             )?,
             peer_requests: r.counter(
                 "peer_requests_total",
@@ -244,6 +253,7 @@ impl Metrics {
             superseded: outcome("superseded"),
             folded: outcome("folded"),
             skipped: outcome("skipped"),
+            echoes: outcome("echo"),
             dead: outcome("dead"),
             lag: self.lag.with_label_values(&labels),
             in_flight: self.in_flight.with_label_values(&labels),

@@ -10,6 +10,7 @@ mod feeds;
 mod reading;
 
 use crate::failure::Failure;
+use crate::group::apply::GroupLane;
 use crate::lane::{Frontier, Lane, LaneEnd, LaneParts, Position};
 use crate::lease::plan::{self, Take};
 use crate::lease::row::PeerPosition;
@@ -153,7 +154,7 @@ impl Walker {
                         lanes.tasks.abort_all().await;
                         // What was sent may still take effect; whoever is next must come after it.
                         retry::pause(self.route.write.request_timeout, &self.fence).await;
-                        return self.give_back(End::Lost).await;
+                        return Box::pin(self.give_back(End::Lost)).await;
                     }
                 },
                 () = maybe(&mut front) => front = None,
@@ -177,7 +178,8 @@ impl Walker {
                 return End::Lost;
             }
         }
-        self.end(&feeds, &mut lanes.running).await
+        // Large, and not needed while the shard is walked.
+        Box::pin(self.end(&feeds, &mut lanes.running)).await
     }
 
     /// Writes the last positions and gives the lease back; keeps it while the shard waits for an operator.
@@ -234,6 +236,7 @@ impl Walker {
             peer: Arc::clone(&route.peers[index]),
             member: route.member,
             rules: route.rules,
+            group: route.group.as_ref().and_then(|group| GroupLane::new(group, index)),
             max_drift: route.max_drift,
             in_flight: route.write.in_flight,
             dead_letters: route.dead_letters.clone(),

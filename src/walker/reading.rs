@@ -15,6 +15,7 @@ use crate::retry::{self, GaveUp, Pauses, Policy};
 use crate::route::Route;
 use crate::stream::reader::{Place, Read, ReadError, Reader};
 use crate::telemetry::board::ShardStatus;
+use futures::future::BoxFuture;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -126,8 +127,13 @@ impl Reading<'_> {
         Hand { reader, pauses, last: cursor.created, suspect: cursor.suspect }
     }
 
-    /// Reads one page and hands it out: to `room`, and to others on the same side.
-    async fn page(&self, hand: &mut Hand, room: Room, side: Side) -> Paged {
+    /// Reads one page and hands it out: to `room`, and to others on the same side. Boxed, because a call is large and
+    /// an idle shard waits most of the time.
+    fn page<'a>(&'a self, hand: &'a mut Hand, room: Room, side: Side) -> BoxFuture<'a, Paged> {
+        Box::pin(self.read_page(hand, room, side))
+    }
+
+    async fn read_page(&self, hand: &mut Hand, room: Room, side: Side) -> Paged {
         if std::mem::take(&mut hand.suspect)
             && let Some(closed) = self.gap(None, false, hand).await
         {

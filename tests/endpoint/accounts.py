@@ -78,7 +78,8 @@ class Role:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """A source, its peers, and what the service may use to replicate from the one to the others."""
+    """A source, its peers, and what the service may use to replicate from the one to the others; a mesh has changes
+    at every table, and each goes to all others."""
 
     name: str
     source: Table
@@ -86,6 +87,11 @@ class Group:
     roles: list  # of the peers, in their order
     state_table: str
     service_environment: dict  # credentials for the service's process
+    mesh: bool = False
+
+    @property
+    def members(self):
+        return [self.source, *self.peers]
 
 
 def session(access_key, secret_key="test", token=None):
@@ -127,8 +133,9 @@ def policy(*statements):
     return json.dumps({"Version": "2012-10-17", "Statement": allowed})
 
 
-def peer_role(peer, name, service_user_arn, actions=PEER_WRITES):
-    """Creates the role of a peer account that the service assumes, with an external id in its trust policy."""
+def peer_role(peer, name, service_user_arn, actions=PEER_WRITES, stream_resource=None):
+    """Creates the role of a peer account that the service assumes, with an external id in its trust policy. It may
+    read the peer's stream, too, when that is given."""
     external_id = secrets.token_hex(16)
     trust = {
         "Effect": "Allow",
@@ -139,18 +146,19 @@ def peer_role(peer, name, service_user_arn, actions=PEER_WRITES):
     iam = peer.account.client("iam")
     document = json.dumps({"Version": "2012-10-17", "Statement": [trust]})
     role = iam.create_role(RoleName=name, AssumeRolePolicyDocument=document)["Role"]
-    iam.put_role_policy(RoleName=name, PolicyName="replicate", PolicyDocument=policy((actions, peer.arn)))
+    allowed = [(actions, peer.arn)] + ([(STREAM_READS, stream_resource)] if stream_resource else [])
+    iam.put_role_policy(RoleName=name, PolicyName="replicate", PolicyDocument=policy(*allowed))
     return Role(role["Arn"], external_id)
 
 
-def service_user(source, name, state_table, role_arns, stream_resource):
+def service_user(source, name, state_table, role_arns, stream_resource, source_actions):
     """Creates the service's user in the source account; returns its ARN and the environment with its key."""
     account = source.account
     iam = account.client("iam")
     user = iam.create_user(UserName=name)["User"]
     state = f"arn:aws:dynamodb:{account.region}:{account.number}:table/{state_table}"
     document = policy(
-        (["dynamodb:DescribeTable"], source.arn),
+        (source_actions, source.arn),
         (STREAM_READS, stream_resource),
         (STATE_ACCESS, state),
         (["sts:AssumeRole"], role_arns),

@@ -1,4 +1,5 @@
-"""The service's config file: one route from the source of a group to its two peers, which are reached by roles."""
+"""The service's config file: one route from the source of a group to its two peers, which are reached by roles; or an
+active-active group of all three, for a mesh."""
 
 import dataclasses
 
@@ -36,15 +37,19 @@ def text(group, port, settings):
     region, endpoint = group.source.account.region, settings.endpoint or group.source.account.endpoint
     lines = [f'grace = "{GRACE}s"', f'access_patience = "{settings.patience}"', ""]
     lines += ["[state]", f'table = "{group.state_table}"', f'region = "{region}"', *_endpoint(endpoint)]
-    lines += _member("source", group.source, endpoint)
+    lines += _member("source", group.source, endpoint, 1)
     external_ids = settings.external_ids or [role.external_id for role in group.roles]
-    for name, peer, role, external_id in zip(PEERS, group.peers, group.roles, external_ids):
-        lines += _member(name, peer, settings.endpoint or peer.account.endpoint)
+    for number, peer in enumerate(group.peers):
+        name, role, external_id = PEERS[number], group.roles[number], external_ids[number]
+        lines += _member(name, peer, settings.endpoint or peer.account.endpoint, number + 2)
         lines += ["[member.assume_role]", f'role = "{role.arn}"']
         if external_id:
             lines.append(f'external_id = "{external_id}"')
     to = ", ".join(f'"{name}"' for name in PEERS)
-    lines += ["", "[[route]]", 'name = "airports"', 'from = "source"', f"to = [{to}]"]
+    if group.mesh:
+        lines += ["", "[[group]]", 'name = "airports"', f'members = ["source", {to}]', 'conflicts = "full"']
+    else:
+        lines += ["", "[[route]]", 'name = "airports"', 'from = "source"', f"to = [{to}]"]
     pace = settings.pace
     lines += ["", "[write]", f'request_timeout = "{pace.request_timeout}"', f"in_flight = {pace.in_flight}"]
     lines += ["", "[lease]", f'duration = "{pace.lease}"', f'worker = "{settings.worker}"']
@@ -52,12 +57,13 @@ def text(group, port, settings):
     return "\n".join(lines) + "\n"
 
 
-def _member(name, table, endpoint):
+def _member(name, table, endpoint, number):
     return [
         "",
         "[[member]]",
         f'name = "{name}"',
         f'table = "{table.arn}"',
+        f"number = {number}",
         *_endpoint(endpoint),
     ]
 

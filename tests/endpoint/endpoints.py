@@ -41,24 +41,33 @@ class Endpoint:
     def __init__(self, found):
         self.source_account, *self.peer_accounts = found
 
-    def group(self, case, peer_actions=accounts.PEER_WRITES):
-        """Fresh tables and permissions for a case."""
+    def group(self, case, peer_actions=accounts.PEER_WRITES, mesh=False):
+        """Fresh tables and permissions for a case; in a mesh all tables have streams, and are written to."""
         name = f"sw-suite-{case}-{secrets.token_hex(3)}"
         source = Table(self.source_account, name)
         peers = [Table(account, name) for account in self.peer_accounts]
         accounts.create_table(source, stream=True)
         for peer in peers:
-            accounts.create_table(peer, stream=False)
+            accounts.create_table(peer, stream=mesh)
         state_table = f"{name}-state"
-        environment, roles = self._permissions(name, source, peers, state_table, peer_actions)
-        return Group(name, source, peers, roles, state_table, environment)
+        environment, roles = self._permissions(name, source, peers, state_table, peer_actions, mesh)
+        return Group(name, source, peers, roles, state_table, environment, mesh)
 
-    def _permissions(self, name, source, peers, state_table, peer_actions):
+    def _permissions(self, name, source, peers, state_table, peer_actions, mesh):
         role_arns = [f"arn:aws:iam::{peer.account.number}:role/{name}" for peer in peers]
         user_arn, environment = accounts.service_user(
-            source, name, state_table, role_arns, self.stream_resource(source)
+            source,
+            name,
+            state_table,
+            role_arns,
+            self.stream_resource(source),
+            accounts.PEER_WRITES if mesh else ["dynamodb:DescribeTable"],
         )
-        roles = [accounts.peer_role(peer, name, user_arn, peer_actions) for peer in peers]
+        streams = [self.stream_resource(peer) if mesh else None for peer in peers]
+        roles = [
+            accounts.peer_role(peer, name, user_arn, peer_actions, stream)
+            for peer, stream in zip(peers, streams)
+        ]
         return environment, roles
 
     def stream_resource(self, source):
@@ -80,7 +89,7 @@ class Endpoint:
         return url
 
     def disturb(self, group):
-        """Splits the shards of the source's stream, where an endpoint can be told to."""
+        """Splits the shards of the group's streams, where an endpoint can be told to."""
 
     def discard(self, group):
         """Removes what `group` left behind; nothing to do for an endpoint that ends with the suite."""
@@ -103,8 +112,9 @@ class Sandbox(Endpoint):
         super().__init__(found)
 
     def disturb(self, group):
-        """Splits all open shards of the source's stream."""
-        self.server.post("/_sandbox/split", table=group.source.arn)
+        """Splits all open shards of the source's stream, and of all members' in a mesh."""
+        for table in group.members if group.mesh else [group.source]:
+            self.server.post("/_sandbox/split", table=table.arn)
 
 
 class Ministack(Endpoint):
@@ -159,7 +169,7 @@ class DynamoDbLocal(Endpoint):
         url = shim.start(_required("SHARDWALKER_ENDPOINT_URL"))
         super().__init__([Account(number, REGION, url, accounts.session(number)) for number in NUMBERS])
 
-    def _permissions(self, name, source, peers, _state_table, _peer_actions):
+    def _permissions(self, name, source, peers, _state_table, _peer_actions, _mesh):
         roles = [Role(f"arn:aws:iam::{peer.account.number}:role/{name}", None) for peer in peers]
         return {"AWS_ACCESS_KEY_ID": source.account.number, "AWS_SECRET_ACCESS_KEY": "test"}, roles
 
@@ -195,7 +205,7 @@ class Aws(Endpoint):
             "the suite does not change the permissions of accounts that it was given"
         )
 
-    def _permissions(self, _name, _source, _peers, _state_table, _peer_actions):
+    def _permissions(self, _name, _source, _peers, _state_table, _peer_actions, _mesh):
         roles = [
             Role(_required(f"SHARDWALKER_ROLE_PEER_{n}"), os.environ.get(f"SHARDWALKER_EXTERNAL_ID_PEER_{n}"))
             for n in (1, 2)

@@ -13,6 +13,7 @@ import endpoints
 import load
 import venvs
 from cases import (
+    active_active,
     exact_types,
     external_id,
     missing_permission,
@@ -35,6 +36,7 @@ CASES = (
     two_workers,
     three_workers,
     outage,
+    active_active,
 )
 
 

@@ -56,7 +56,8 @@ impl Operator {
         let ledger = Ledger::new(self.state.clone(), self.clock, Duration::from_secs(7 * 86_400));
         let metrics = Metrics::new().unwrap();
         let (gates, heart, clock, metrics) = (None, None, self.clock, &metrics);
-        Connector { config, aws, ledger, gates, heart, clock, metrics }
+        let state = self.state.clone();
+        Connector { config, aws, ledger, state, gates, heart, clock, metrics }
             .peer(&config.routes[0], index, &found)
             .await
     }
@@ -68,7 +69,7 @@ impl Operator {
     async fn retry(&self, peer: &Peer, key: Digest) -> Result<Retried, Failure> {
         let (letters, jitter, cancel) = (&self.letters, &self.jitter, &CancellationToken::new());
         let rules = Rules { ttl_deletes: true, not_before: None };
-        Retry { letters, route: "copy", peer, rules, jitter, cancel }.key(key).await
+        Retry { letters, route: "copy", peer, rules, group: None, jitter, cancel }.key(key).await
     }
 
     fn route() -> Scope {

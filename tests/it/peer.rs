@@ -49,6 +49,7 @@ async fn parts() -> Parts {
     let ledger = Ledger::new(state.clone(), clock, 7 * DAY);
     let peer = Peer::new(PeerParts {
         name: "b".into(),
+        scope: "b".into(),
         client: aws.clients(&config.members[1].access).await.tables,
         table: world.peers[0].clone(),
         partition_key: "id".into(),

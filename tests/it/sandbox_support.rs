@@ -25,12 +25,21 @@ impl Client {
         Self::from(sandbox, keys, Source::default())
     }
 
+    /// An administrator's, in any Region.
+    pub(crate) fn admin_of(sandbox: &Sandbox, account: &str, region: &'static str) -> Self {
+        let keys = sandbox.admin(account, "admin").unwrap();
+        Self::made(&sandbox.sdk_config_from(&keys, region, Source::default()))
+    }
+
     pub(crate) fn from(sandbox: &Sandbox, keys: &Credentials, source: Source) -> Self {
-        let config = sandbox.sdk_config_from(keys, REGION, source);
+        Self::made(&sandbox.sdk_config_from(keys, REGION, source))
+    }
+
+    fn made(config: &aws_config::SdkConfig) -> Self {
         Self {
-            db: aws_sdk_dynamodb::Client::new(&config),
-            streams: aws_sdk_dynamodbstreams::Client::new(&config),
-            sts: aws_sdk_sts::Client::new(&config),
+            db: aws_sdk_dynamodb::Client::new(config),
+            streams: aws_sdk_dynamodbstreams::Client::new(config),
+            sts: aws_sdk_sts::Client::new(config),
         }
     }
 

@@ -45,6 +45,15 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
+    /// A service that runs.
+    pub(crate) fn of(service: Service, drain: CancellationToken) -> Self {
+        let (board, metrics) = (service.board().clone(), service.metrics().clone());
+        let name = service.worker().to_owned();
+        let mut task = Tasks::new();
+        task.spawn(service.run());
+        Self { drain, board, metrics, name, task }
+    }
+
     /// Asks it to stop, and waits until it has.
     pub(crate) async fn stop(mut self) -> Result<(), ServiceError> {
         self.drain.cancel();
@@ -191,12 +200,7 @@ to = ["b", "c"]
 
     pub(crate) async fn start_with(&self, config: Config, options: service::Options) -> Worker {
         let drain = CancellationToken::new();
-        let service = Service::build(config, options, drain.clone()).await.unwrap();
-        let (board, metrics) = (service.board().clone(), service.metrics().clone());
-        let name = service.worker().to_owned();
-        let mut task = Tasks::new();
-        task.spawn(service.run());
-        Worker { drain, board, metrics, name, task }
+        Worker::of(Service::build(config, options, drain.clone()).await.unwrap(), drain)
     }
 
     pub(crate) async fn worker(&self) -> Worker {

@@ -95,7 +95,7 @@ pub(super) struct Network {
     sender: mpsc::Sender<Sent>,
     random: StdRng,
     delays: Arc<Mutex<Delays>>,
-    judge: Arc<Mutex<Judge>>,
+    judge: Arc<Mutex<dyn Judge>>,
     sabotage: Option<Sabotage>,
 }
 
@@ -104,7 +104,7 @@ impl Network {
         seed: u64,
         door: SharedHttpClient,
         delays: Delays,
-        judge: Arc<Mutex<Judge>>,
+        judge: Arc<Mutex<dyn Judge>>,
         sabotage: Option<Sabotage>,
     ) -> Self {
         let (sender, receiver) = mpsc::channel(QUEUE);
@@ -149,7 +149,8 @@ impl Network {
                 let mut judge = judge.lock().unwrap_or_else(PoisonError::into_inner);
                 let before = judge.before(&seen);
                 let result = door.call(request).now_or_never().expect("the sandbox does not wait");
-                judge.landed(worker, &seen, before, &result);
+                judge.court_mut().arrived(worker, &seen, &result);
+                judge.landed(&seen, before);
                 result
             };
             if let (Some(sabotage), Ok(response)) = (sabotage, &mut result) {
@@ -177,7 +178,7 @@ impl Network {
             there = Duration::from_millis(random.random_range(4_000..20_000));
         }
         // A creation that lands after its sender has stopped waiting is the one thing that a one-way route does not
-        // withstand (ARCHITECTURE.md, what remains).
+        // withstand (ARCHITECTURE.md, what remains). A group does, and has no such requests.
         if seen.is_creation() {
             there = there.min(most);
         }

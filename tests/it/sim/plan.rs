@@ -12,10 +12,21 @@ use std::time::Duration;
 pub(super) const LEASE: Duration = Duration::from_secs(12);
 pub(super) const REQUEST: Duration = Duration::from_secs(4);
 
+/// What the seed is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum World {
+    /// One-way routes, each with a source of its own.
+    Routes,
+    /// One active-active group of two to four members: each is a source, whose peers are the others. Nothing is lost
+    /// to the retention here, and no item is too large: what becomes of that is the same as on one-way routes.
+    Group,
+}
+
 /// One run.
 #[derive(Debug, Clone)]
 pub(super) struct Plan {
     pub(super) seed: u64,
+    pub(super) world: World,
     /// How many peers each route has.
     pub(super) routes: Vec<usize>,
     pub(super) workers: usize,
@@ -96,6 +107,17 @@ pub(super) enum Act {
     PutLarge,
     Update,
     Delete,
+    /// Updates the item so that it has a content again that the key had before, at whatever member: so many before
+    /// the last one. Our attribute stays. In groups only, as all that follow.
+    Back(usize),
+    /// Reads an item, our attribute with it, and keeps it.
+    Read,
+    /// Puts the item that was read last back, with our attribute and with new content.
+    WriteBack,
+    /// As `Put`, by BatchWriteItem.
+    BatchPut,
+    /// As `Put`, by TransactWriteItems.
+    TransactPut,
 }
 
 /// How long requests and answers are on their way, in milliseconds at most, and how often much longer.
@@ -113,26 +135,38 @@ impl Delays {
 }
 
 impl Plan {
-    pub(super) fn of(seed: u64) -> Self {
+    pub(super) fn of(world: World, seed: u64) -> Self {
         let mut random = StdRng::seed_from_u64(seed);
         let draw = &mut random;
-        let routes: Vec<usize> =
-            (0..if draw.random_ratio(1, 5) { 2 } else { 1 }).map(|_| draw.random_range(1..=3)).collect();
+        let routes: Vec<usize> = match world {
+            World::Routes => {
+                let routes = if draw.random_ratio(1, 5) { 2 } else { 1 };
+                (0..routes).map(|_| draw.random_range(1..=3)).collect()
+            }
+            World::Group => {
+                let members = *[2, 2, 3, 3, 4].choose(draw).unwrap();
+                vec![members - 1; members]
+            }
+        };
         let workers = draw.random_range(2..=4);
         let length = draw.random_range(15_000..45_000_u64);
         let mut events = Vec::new();
-        writes(draw, &routes, length, &mut events);
+        match world {
+            World::Routes => writes(draw, &routes, length, &mut events),
+            World::Group => conflicts(draw, routes.len(), length, &mut events),
+        }
         streams(draw, routes.len(), length, &mut events);
         crews(draw, workers, length, &mut events);
         denials(draw, &routes, length, &mut events);
         steps(draw, workers, length, &mut events);
-        if draw.random_ratio(1, 20) {
+        if world == World::Routes && draw.random_ratio(1, 20) {
             events.push((at(draw, length), Event::Outage));
         }
         // Stable: what has the same time stays in the order in which it was drawn.
         events.sort_by_key(|(at, _)| *at);
         Self {
             seed,
+            world,
             routes,
             workers,
             shards: draw.random_range(1..=3),
@@ -187,6 +221,41 @@ fn writes(draw: &mut StdRng, routes: &[usize], length: u64, events: &mut Vec<(Du
             false => Act::Put,
         };
         let route = draw.random_range(0..routes.len());
+        events.push((begun, Event::Write { route, key, act }));
+    }
+}
+
+/// Applications of all members at few keys, often at the same time.
+fn conflicts(draw: &mut StdRng, members: usize, length: u64, events: &mut Vec<(Duration, Event)>) {
+    let hot = draw.random_range(1..=3);
+    let cold = draw.random_range(2..=12);
+    let deletes = *[0.1, 0.2, 0.4].choose(draw).unwrap();
+    let count = draw.random_range(20..=80);
+    let mut begun = Duration::ZERO;
+    for write in 0..count {
+        if write > count / 8 && draw.random_ratio(1, 4) {
+            begun = at(draw, length);
+        }
+        begun += Duration::from_millis(*[0, 0, 5, 100, 700].choose(draw).unwrap());
+        let key = if draw.random_ratio(2, 3) {
+            draw.random_range(0..hot)
+        } else {
+            hot + draw.random_range(0..cold)
+        };
+        let act = match draw.random_range(0..20) {
+            _ if draw.random_bool(deletes) => Act::Delete,
+            0..6 => Act::Put,
+            6..12 => Act::Update,
+            12..16 => Act::Back(draw.random_range(1..=3)),
+            16..18 => Act::WriteBack,
+            18 => Act::BatchPut,
+            _ => Act::TransactPut,
+        };
+        let route = draw.random_range(0..members);
+        if act == Act::WriteBack {
+            events.push((begun, Event::Write { route, key, act: Act::Read }));
+            begun += Duration::from_millis(*[0, 0, 50, 2_000].choose(draw).unwrap());
+        }
         events.push((begun, Event::Write { route, key, act }));
     }
 }

@@ -1,8 +1,8 @@
 //! One run: the world of a plan, its events in time, then quiet, then the verdict.
 
-use super::judge::{Judge, STATE};
+use super::judge::{Court, Group, Judge, OneWay, STATE};
 use super::network::{Line, Network, Sabotage};
-use super::plan::{Delays, Event, LEASE, Plan, REQUEST};
+use super::plan::{Delays, Event, LEASE, Plan, REQUEST, World};
 use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use shardwalker::aws::Base;
@@ -36,6 +36,7 @@ const QUIET: Duration = Duration::from_secs(3);
 /// What a run came to.
 #[derive(Debug, Clone)]
 pub(super) struct Outcome {
+    pub(super) world: World,
     pub(super) seed: u64,
     /// What was wrong first.
     pub(super) violation: Option<String>,
@@ -43,13 +44,17 @@ pub(super) struct Outcome {
     pub(super) digest: Digest,
     pub(super) log: Vec<String>,
     pub(super) requests: u64,
+    /// Requests that would write to a member, and how many there are when each write of an application takes one at
+    /// each peer.
+    pub(super) writes: u64,
+    pub(super) owed: u64,
     pub(super) virtual_time: Duration,
 }
 
 /// Runs a seed in a runtime of its own, on this thread, in virtual time.
-pub(super) fn seed(seed: u64, sabotage: Option<Sabotage>) -> Outcome {
+pub(super) fn seed(world: World, seed: u64, sabotage: Option<Sabotage>) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-    runtime.unwrap().block_on(Box::pin(run(Plan::of(seed), sabotage)))
+    runtime.unwrap().block_on(Box::pin(run(Plan::of(world, seed), sabotage)))
 }
 
 async fn run(plan: Plan, sabotage: Option<Sabotage>) -> Outcome {
@@ -57,21 +62,25 @@ async fn run(plan: Plan, sabotage: Option<Sabotage>) -> Outcome {
     stage.play().await;
     stage.end().await;
     let seed = stage.plan.seed;
-    let judge = stage.judge();
+    let (world, judge) = (stage.plan.world, stage.judge());
+    let court = judge.court();
     Outcome {
+        world,
         seed,
-        violation: judge.violation.clone(),
-        digest: judge.digest(),
-        log: judge.log.clone(),
-        requests: judge.landed,
-        virtual_time: judge.elapsed(),
+        violation: court.violation.clone(),
+        digest: court.digest(),
+        log: court.log.clone(),
+        requests: court.landed,
+        writes: court.requests,
+        owed: court.owed,
+        virtual_time: court.elapsed(),
     }
 }
 
 struct Stage {
     plan: Plan,
     sandbox: Sandbox,
-    judge: Arc<Mutex<Judge>>,
+    judge: Arc<Mutex<dyn Judge>>,
     keys: Credentials,
     /// By route.
     sources: Vec<String>,
@@ -107,26 +116,15 @@ impl Stage {
         };
         let sandbox = Sandbox::new(options).unwrap();
         let keys = sandbox.admin(HOME, "replicator").unwrap();
-        let mut judge = Judge::new(sandbox.clone(), (HOME, REGION));
-        let (mut sources, mut peers) = (Vec::new(), Vec::new());
-        for (route, count) in plan.routes.iter().enumerate() {
-            let view = Some("NEW_AND_OLD_IMAGES");
-            let account = format!("{}", 111_111_111_111_u64 + route as u64);
-            let table = sandbox.create_table(&account, REGION, "source", &["id"], view).unwrap();
-            allow(&sandbox, &table);
-            allow(&sandbox, &sandbox.stream_arn(&table).unwrap().unwrap());
-            let peers_of = (0..*count).map(|peer| {
-                let account = format!("{}", 222_222_222_222_u64 + (route * 10 + peer) as u64);
-                let region = if peer == 1 { "us-east-1" } else { REGION };
-                let table = sandbox.create_table(&account, region, "copy", &["id"], None).unwrap();
-                allow(&sandbox, &table);
-                (format!("r{route}p{peer}"), table)
-            });
-            peers.push(peers_of.collect::<Vec<_>>());
-            judge.route(&table, &peers[route]);
-            sources.push(table);
-        }
-        let judge = Arc::new(Mutex::new(judge));
+        let court = Court::new(sandbox.clone(), (HOME, REGION));
+        let (sources, peers) = match plan.world {
+            World::Routes => routes(&sandbox, &plan.routes),
+            World::Group => members(&sandbox, plan.routes.len()),
+        };
+        let judge: Arc<Mutex<dyn Judge>> = match plan.world {
+            World::Routes => Arc::new(Mutex::new(OneWay::new(court, &sources, &peers))),
+            World::Group => Arc::new(Mutex::new(Group::new(court, &sources, &peers))),
+        };
         let door = sandbox.http_client();
         let network = Network::new(plan.seed, door, plan.network, Arc::clone(&judge), sabotage);
         let lines = (0..plan.workers).map(|worker| network.line(worker)).collect();
@@ -153,7 +151,7 @@ impl Stage {
         stage
     }
 
-    fn judge(&self) -> MutexGuard<'_, Judge> {
+    fn judge(&self) -> MutexGuard<'_, dyn Judge + 'static> {
         self.judge.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -163,7 +161,7 @@ impl Stage {
         faults.clear();
         for (route, peer) in &self.denied {
             let account = self.peers[*route][*peer].1.split(':').nth(4).unwrap_or_default();
-            for operation in ["PutItem", "DeleteItem"] {
+            for operation in ["PutItem", "UpdateItem", "DeleteItem"] {
                 faults.add(Rule::new(Effect::Deny).account(account).operation(operation));
             }
         }
@@ -175,7 +173,7 @@ impl Stage {
         let mut begun = Instant::now();
         for (at, event) in self.plan.events.clone() {
             sleep_until(begun + at).await;
-            if self.judge().violation.is_some() {
+            if self.judge().court().violation.is_some() {
                 return;
             }
             self.happen(event).await;
@@ -186,7 +184,7 @@ impl Stage {
 
     async fn happen(&mut self, event: Event) {
         if !matches!(event, Event::Write { .. }) {
-            self.judge().note(&format!("-- {event:?}"));
+            self.judge().court_mut().note(&format!("-- {event:?}"));
         }
         match event {
             Event::Write { route, key, act } => self.judge().write(route, key, act),
@@ -306,10 +304,22 @@ impl Stage {
             let number = route + 1;
             let _ =
                 write!(text, "[[member]]\nname = \"s{route}\"\ntable = \"{source}\"\nnumber = {number}\n");
-            for (name, table) in &self.peers[route] {
+            // In a group they are sources themselves.
+            for (name, table) in self.peers[route].iter().filter(|_| self.plan.world == World::Routes) {
                 let _ = write!(text, "[[member]]\nname = \"{name}\"\ntable = \"{table}\"\n");
             }
         }
+        match self.plan.world {
+            World::Routes => self.route_sections(&mut text),
+            World::Group => {
+                let names: Vec<_> = (0..self.sources.len()).map(|member| format!("\"s{member}\"")).collect();
+                let _ = write!(text, "[[group]]\nname = \"g\"\nmembers = [{}]\n", names.join(", "));
+            }
+        }
+        Config::parse(&text, "sim.toml", &|_| None).unwrap_or_else(|report| panic!("{report}"))
+    }
+
+    fn route_sections(&self, text: &mut String) {
         for (route, peers) in self.peers.iter().enumerate() {
             let names: Vec<_> = peers.iter().map(|(name, _)| format!("\"{name}\"")).collect();
             let to = names.join(", ");
@@ -318,12 +328,11 @@ impl Stage {
                 text.push_str("on_gap = \"continue\"\n");
             }
         }
-        Config::parse(&text, "sim.toml", &|_| None).unwrap_or_else(|report| panic!("{report}"))
     }
 
     /// No more faults; then everything must arrive, and stay as it is, and the workers must leave in order.
     async fn end(&mut self) {
-        self.judge().note("-- the faults end");
+        self.judge().court_mut().note("-- the faults end");
         self.denied.clear();
         self.sandbox.faults().clear();
         self.sandbox.faults().set_weather(Weather::default());
@@ -336,7 +345,7 @@ impl Stage {
         loop {
             let (violated, caught_up) = {
                 let judge = self.judge();
-                (judge.violation.is_some(), judge.caught_up())
+                (judge.court().violation.is_some(), judge.caught_up())
             };
             if violated {
                 return;
@@ -346,42 +355,81 @@ impl Stage {
             }
             if Instant::now() > limit {
                 let mut judge = self.judge();
-                judge.note("-- too late");
+                judge.court_mut().note("-- too late");
                 judge.conclude();
-                judge.violation.get_or_insert_with(|| "not caught up in time".to_owned());
+                judge.court_mut().fail("not caught up in time");
                 return;
             }
             sleep(Duration::from_millis(500)).await;
         }
-        self.judge().note("-- caught up");
+        self.judge().court_mut().note("-- caught up");
         if self.plan.network.held > 0.0 {
             sleep(HELD_BACK).await;
         }
         sleep(QUIET).await;
-        let requests = self.judge().requests;
+        let requests = self.judge().court().requests;
         sleep(QUIET).await;
-        let echoes = self.judge().requests - requests;
+        let echoes = self.judge().court().requests - requests;
         if let Err(violation) = shardwalker::invariants::no_echo(echoes) {
-            self.judge().violation.get_or_insert_with(|| violation.to_string());
+            self.judge().court_mut().fail(&violation.to_string());
         }
         self.judge().conclude();
         self.leave().await;
     }
 
     async fn leave(&mut self) {
-        self.judge().note("-- all leave");
+        self.judge().court_mut().note("-- all leave");
         for (index, worker) in self.workers.iter_mut().enumerate() {
             let Some(worker) = worker else { continue };
             worker.drain.cancel();
             let end = async { while worker.task.join_next().await.is_some() {} };
             if tokio::time::timeout(Duration::from_secs(90), end).await.is_err() {
                 let mut judge = self.judge.lock().unwrap_or_else(PoisonError::into_inner);
-                judge.violation.get_or_insert_with(|| format!("worker {index} did not leave in time"));
+                judge.court_mut().fail(&format!("worker {index} did not leave in time"));
             }
         }
         let mut judge = self.judge();
         judge.conclude();
     }
+}
+
+/// The tables of sources, and the names and tables of each one's peers.
+type Tables = (Vec<String>, Vec<Vec<(String, String)>>);
+
+/// A table with a stream in an account of its own.
+fn source(sandbox: &Sandbox, number: usize, region: &str, name: &str) -> String {
+    let account = format!("{}", 111_111_111_111_u64 + number as u64);
+    let view = Some("NEW_AND_OLD_IMAGES");
+    let table = sandbox.create_table(&account, region, name, &["id"], view).unwrap();
+    allow(sandbox, &table);
+    allow(sandbox, &sandbox.stream_arn(&table).unwrap().unwrap());
+    table
+}
+
+/// For each route a source and so many peers.
+fn routes(sandbox: &Sandbox, counts: &[usize]) -> Tables {
+    let (mut sources, mut peers) = (Vec::new(), Vec::new());
+    for (route, count) in counts.iter().enumerate() {
+        sources.push(source(sandbox, route, REGION, "source"));
+        let peer = |peer: usize| {
+            let account = format!("{}", 222_222_222_222_u64 + (route * 10 + peer) as u64);
+            let region = if peer == 1 { "us-east-1" } else { REGION };
+            let table = sandbox.create_table(&account, region, "copy", &["id"], None).unwrap();
+            allow(sandbox, &table);
+            (format!("r{route}p{peer}"), table)
+        };
+        peers.push((0..*count).map(peer).collect());
+    }
+    (sources, peers)
+}
+
+/// So many members, each with all others as its peers.
+fn members(sandbox: &Sandbox, count: usize) -> Tables {
+    let region = |member: usize| if member == 1 { "us-east-1" } else { REGION };
+    let named = |member: usize| (format!("s{member}"), source(sandbox, member, region(member), "member"));
+    let all: Vec<(String, String)> = (0..count).map(named).collect();
+    let others = |own: &(String, String)| all.iter().filter(|other| *other != own).cloned().collect();
+    (all.iter().map(|(_, table)| table.clone()).collect(), all.iter().map(others).collect())
 }
 
 fn allow(sandbox: &Sandbox, arn: &str) {

@@ -4,7 +4,14 @@
 //! stamp (an application wrote it), has something that is not a stamp, has a lower version, or one beyond the
 //! drift ceiling. A failed condition is a normal outcome. Every step can be repeated: after a lost answer, a
 //! crash, or by two workers at once, the result is the same.
+//!
+//! Here is what a one-way route does, whose peer's stream nobody reads; [`group`] has what a group does.
 
+mod group;
+
+pub use group::Placed;
+
+use crate::change::Image;
 use crate::clock::Clock;
 use crate::control::Pause;
 use crate::failure::{Class, Failure};
@@ -43,6 +50,9 @@ pub enum StepError {
     /// A call to the peer.
     #[error("{0}")]
     Peer(Failure),
+    /// A call to the member that the change comes from, which a group writes to as well.
+    #[error("{0}")]
+    Home(Failure),
     /// A call to the state table.
     #[error("state table: {0}")]
     State(Failure),
@@ -53,7 +63,7 @@ impl StepError {
     #[must_use]
     pub const fn failure(&self) -> &Failure {
         match self {
-            Self::Peer(failure) | Self::State(failure) => failure,
+            Self::Peer(failure) | Self::Home(failure) | Self::State(failure) => failure,
         }
     }
 }
@@ -61,8 +71,10 @@ impl StepError {
 /// A peer table as one route writes to it.
 #[derive(Debug)]
 pub struct Peer {
-    /// The member's name; the scope of its tombstones.
+    /// The member's name.
     name: String,
+    /// Whose tombstones count.
+    scope: String,
     client: Client,
     table: String,
     /// The partition key's attribute name: an item exists when it has one.
@@ -86,6 +98,8 @@ pub struct Peer {
 pub struct PeerParts {
     /// The member's name.
     pub name: String,
+    /// Whose tombstones count: the member's own on a one-way route, its group's in a group.
+    pub scope: String,
     /// A client of the member's access.
     pub client: Client,
     /// The table's full ARN.
@@ -117,6 +131,8 @@ pub struct PeerParts {
 enum Expect {
     Absent,
     Older,
+    /// No item, or an older one.
+    AbsentOrOlder,
     /// This very attribute, which sorts like a newer stamp but is none.
     NotAStamp(String),
 }
@@ -132,13 +148,14 @@ impl Peer {
     /// Puts a peer together. Sends nothing.
     #[must_use]
     pub fn new(parts: PeerParts) -> Self {
-        let PeerParts { name, client, table, partition_key, stamp, max_drift, .. } = parts;
+        let PeerParts { name, scope, client, table, partition_key, stamp, max_drift, .. } = parts;
         let PeerParts { max_writes, gate, guard, clock, ledger, heart, requests, .. } = parts;
         let limit = Adaptive::new(max_writes.map(f64::from));
         let gate = gate.unwrap_or_else(|| watch::channel(None).1);
         let (probe, recovered) = (Mutex::new(()), Notify::new());
         Self {
             name,
+            scope,
             client,
             table,
             partition_key,
@@ -213,7 +230,15 @@ impl Peer {
     /// # Errors
     /// The state table's failure.
     pub async fn raise(&self, key: &Key, version: Version) -> Result<(), StepError> {
-        self.ledger.raise(&self.name, key.digest(), version).await.map_err(StepError::State)
+        self.ledger.raise(&self.scope, key.digest(), version).await.map_err(StepError::State)
+    }
+
+    /// The tombstone of a key, strongly consistent.
+    ///
+    /// # Errors
+    /// The state table's failure.
+    pub async fn tombstone(&self, key: &Key) -> Result<Option<Version>, StepError> {
+        self.ledger.read(&self.scope, key.digest()).await.map_err(StepError::State)
     }
 
     /// Puts `content`, stamped with `version`. `creates` is the guess whether the item is absent here: a right
@@ -243,7 +268,7 @@ impl Peer {
                 Found::NotAStamp(text) => Expect::NotAStamp(text),
                 // Ours, from before a lost answer or a crash; its creation may not have been checked.
                 Found::Same => return self.after_creation(key, version).await,
-                Found::Newer => return Ok(Outcome::Superseded),
+                Found::Newer(_) => return Ok(Outcome::Superseded),
             };
         }
         Err(contended())
@@ -258,7 +283,7 @@ impl Peer {
         for _ in 0..ROUNDS {
             expect = match self.send_delete(key, version, &expect).await? {
                 Answer::Done => return Ok(Outcome::Applied),
-                Answer::Found(Found::Newer | Found::Same) => return Ok(Outcome::Superseded),
+                Answer::Found(Found::Newer(_) | Found::Same) => return Ok(Outcome::Superseded),
                 Answer::Found(Found::Nothing | Found::Older) => Expect::Older,
                 Answer::Found(Found::NotAStamp(text)) => Expect::NotAStamp(text),
             };
@@ -291,7 +316,7 @@ impl Peer {
 
     /// A creation has happened: a delete that is newer may have come before it.
     async fn after_creation(&self, key: &Key, version: Version) -> Result<Outcome, StepError> {
-        match self.ledger.read(&self.name, key.digest()).await.map_err(StepError::State)? {
+        match self.tombstone(key).await? {
             Some(tombstone) if tombstone > version => {
                 self.delete(key, tombstone).await?;
                 Ok(Outcome::Superseded)
@@ -341,6 +366,7 @@ impl Peer {
                     .expression_attribute_names("#pk", &self.partition_key);
                 self.with_older(request, version)
             }
+            Expect::AbsentOrOlder => self.with_older(request.condition_expression(OVERWRITABLE), version),
             Expect::NotAStamp(text) => self.with_seen(request.condition_expression(SEEN), text),
         };
         let answer = request.send().await;
@@ -360,7 +386,7 @@ impl Peer {
             .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
         let request = match expect {
             Expect::NotAStamp(text) => self.with_seen(request.condition_expression(SEEN), text),
-            Expect::Absent | Expect::Older => {
+            Expect::Absent | Expect::Older | Expect::AbsentOrOlder => {
                 self.with_older(request.condition_expression(OVERWRITABLE), version)
             }
         };
@@ -392,11 +418,14 @@ impl Peer {
             self.limit.succeeded();
             return Ok(Answer::Found(self.found(item, version)));
         }
-        let failure = Failure::from(error);
+        Err(self.failed(error.into()))
+    }
+
+    fn failed(&self, failure: Failure) -> StepError {
         if failure.class == Class::Throttled {
             self.limit.throttled();
         }
-        Err(StepError::Peer(failure))
+        StepError::Peer(failure)
     }
 
     /// What stands where a put's condition failed.
@@ -409,8 +438,14 @@ impl Peer {
             Some(stamp) if stamp.version < version || stamp.version.hlc > self.ceiling(version) => {
                 Found::Older
             }
-            Some(_) => Found::Newer,
+            Some(stamp) => Found::Newer(self.image(item, stamp)),
         }
+    }
+
+    fn image(&self, item: &HashMap<String, AttributeValue>, stamp: Stamp) -> Image {
+        let content = item.iter().filter(|(name, _)| **name != self.stamp);
+        let content = Item(content.map(|(name, value)| (name.clone(), value.clone())).collect());
+        Image { content, stamp: Some(stamp) }
     }
 
     /// Beyond this a stamp is not believed. It follows this worker's clock, and never falls behind the versions
@@ -456,7 +491,7 @@ enum Found {
     Older,
     NotAStamp(String),
     Same,
-    Newer,
+    Newer(Image),
 }
 
 /// Names and values of an expression, the same for puts and deletes.
@@ -477,5 +512,7 @@ macro_rules! expressions {
         }
     };
 }
+use expressions;
+
 expressions!(PutItemFluentBuilder);
 expressions!(DeleteItemFluentBuilder);

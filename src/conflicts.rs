@@ -1,0 +1,246 @@
+//! The conflict journal: writes of one member that lost to another's, kept in the state table for a while.
+//!
+//! Two writes conflict when neither writer had seen the other's. The last writer wins, and what the other wrote is
+//! gone from the tables; here it is said which, and what. A row's key is a function of the write that lost, so a replay
+//! writes the same row again.
+//!
+//! Rows: `conflict#<group>#<x>`, x the first digit of the key's digest, so that they spread / `<loser's
+//! version>#<key digest>`. They expire after a week.
+
+use crate::clock::Clock;
+use crate::config::Conflicts;
+use crate::failure::Failure;
+use crate::item::{Item, Key};
+use crate::json;
+use crate::state::{EXPIRES, Row, StateTable, get_number, get_text, key, number, text};
+use crate::telemetry::metrics::Metrics;
+use crate::version::Version;
+use futures::future::try_join_all;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long a conflict is kept.
+const RETENTION: Duration = Duration::from_hours(7 * 24);
+/// A larger image, as JSON, is not kept: two of them must fit into a row.
+const LARGEST: usize = 64 * 1024;
+/// A worker that samples keeps so many a second.
+const SAMPLED: u32 = 10;
+
+/// How a write lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    /// Something newer stood where it was to be written.
+    Superseded,
+    /// It was written over something newer, which has come back.
+    Repaired,
+    /// It created an item that had been deleted later.
+    Deleted,
+}
+
+impl How {
+    /// As it is written down.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Superseded => "superseded",
+            Self::Repaired => "repaired",
+            Self::Deleted => "deleted",
+        }
+    }
+}
+
+/// One of the two writes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Side<'a> {
+    /// Its version.
+    pub version: Version,
+    /// What it wrote; `None` for a delete.
+    pub item: Option<&'a Item>,
+}
+
+/// A write that lost.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Conflict<'a> {
+    /// The item's key.
+    pub key: &'a Key,
+    /// The write that is gone.
+    pub loser: Side<'a>,
+    /// The write that stays.
+    pub winner: Side<'a>,
+    /// How it lost.
+    pub how: How,
+    /// At which member.
+    pub at: &'a str,
+}
+
+/// Where the conflicts of one group are counted and kept. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Journal {
+    group: Arc<str>,
+    keep: Conflicts,
+    members: Arc<BTreeMap<u8, String>>,
+    state: StateTable,
+    clock: Clock,
+    metrics: Metrics,
+    /// The second that is being counted, and how many of it were kept.
+    budget: Arc<Mutex<Option<(Instant, u32)>>>,
+}
+
+impl Journal {
+    /// The journal of a group, whose members have these numbers and names.
+    #[must_use]
+    pub fn new(
+        group: &str,
+        keep: Conflicts,
+        members: BTreeMap<u8, String>,
+        state: StateTable,
+        clock: Clock,
+        metrics: Metrics,
+    ) -> Self {
+        let (members, budget) = (Arc::new(members), Arc::default());
+        Self { group: group.into(), keep, members, state, clock, metrics, budget }
+    }
+
+    fn name(&self, version: Version) -> String {
+        let name = self.members.get(&version.member);
+        name.map_or_else(|| format!("number {}", version.member), Clone::clone)
+    }
+
+    /// Counts a conflict, and keeps it as the config says.
+    ///
+    /// # Errors
+    /// The state table's failure, when all are to be kept: keeping it again changes nothing. One that is kept as a
+    /// sample is given up with a line in the log.
+    pub async fn write(&self, conflict: Conflict<'_>) -> Result<(), Failure> {
+        let (loser, winner) = (self.name(conflict.loser.version), self.name(conflict.winner.version));
+        let kept = match self.keep {
+            Conflicts::Off => Ok(()),
+            Conflicts::Full => self.keep(conflict, &loser, &winner).await,
+            Conflicts::Sampled if !self.has_budget() => Ok(()),
+            Conflicts::Sampled => {
+                if let Err(why) = self.keep(conflict, &loser, &winner).await {
+                    tracing::warn!(group = &*self.group, %why, "a conflict could not be kept");
+                }
+                Ok(())
+            }
+        };
+        if kept.is_ok() {
+            self.metrics.conflicts.with_label_values(&[&*self.group, &*loser, &*winner]).inc();
+        }
+        kept
+    }
+
+    fn has_budget(&self) -> bool {
+        let mut budget = self.budget.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        match &mut *budget {
+            Some((since, count)) if now.duration_since(*since) < Duration::from_secs(1) => {
+                *count += 1;
+                *count <= SAMPLED
+            }
+            budget => {
+                *budget = Some((now, 1));
+                true
+            }
+        }
+    }
+
+    async fn keep(&self, conflict: Conflict<'_>, loser: &str, winner: &str) -> Result<(), Failure> {
+        let digest = conflict.key.digest().to_string();
+        let mut row = key(
+            &partition(&self.group, digest.get(..1).unwrap_or_default()),
+            &format!("{}#{digest}", conflict.loser.version),
+        );
+        let mut set = |name: &str, value: String| row.insert(name.to_owned(), text(value));
+        set("key", digest);
+        set("key_attributes", json::from_item(conflict.key.attributes()).to_string());
+        set("how", conflict.how.name().to_owned());
+        set("at", conflict.at.to_owned());
+        set("found", humantime::format_rfc3339_seconds(self.clock.now()).to_string());
+        for (side, name, write) in [("loser", loser, conflict.loser), ("winner", winner, conflict.winner)] {
+            set(side, name.to_owned());
+            set(&format!("{side}_version"), write.version.to_string());
+            let Some(item) = write.item else { continue };
+            let image = json::from_item(item).to_string();
+            let field = if image.len() <= LARGEST { "image" } else { "too_large" };
+            let value = if image.len() <= LARGEST { image } else { image.len().to_string() };
+            set(&format!("{side}_{field}"), value);
+        }
+        row.insert(EXPIRES.to_owned(), number((self.clock.since_epoch() + RETENTION).as_secs()));
+        self.state.put(row).await
+    }
+}
+
+/// A conflict as it was kept.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Kept {
+    /// The digest of the item's key.
+    pub key: String,
+    /// The key's attributes, in DynamoDB JSON.
+    pub key_attributes: Value,
+    /// How the loser lost.
+    pub how: String,
+    /// At which member.
+    pub at: String,
+    /// When it was found (RFC 3339).
+    pub found: String,
+    /// The write that is gone.
+    pub loser: KeptSide,
+    /// The write that stays.
+    pub winner: KeptSide,
+}
+
+/// One of the writes of a conflict that was kept.
+#[derive(Debug, Clone, PartialEq)]
+pub struct KeptSide {
+    /// The member's name.
+    pub member: String,
+    /// The write's version, as in stamps.
+    pub version: String,
+    /// The item in DynamoDB JSON; `None` for a delete, and for one that was too large.
+    pub image: Option<Value>,
+    /// The size of an image that was not kept, as JSON, in bytes.
+    pub too_large: Option<u64>,
+}
+
+/// The conflicts of a group that are kept, in the order of the losers' versions.
+///
+/// # Errors
+/// The failure of a call.
+pub async fn list(state: &StateTable, group: &str, now: Duration) -> Result<Vec<Kept>, Failure> {
+    let digits = "0123456789abcdef".chars();
+    let partitions = digits.map(|digit| partition(group, &digit.to_string()));
+    let rows = try_join_all(partitions.map(async |pk| state.rows(&pk, "", &[]).await)).await?;
+    // TTL takes its time.
+    let lives = |row: &Row| get_number::<u64>(row, EXPIRES).is_none_or(|expires| expires > now.as_secs());
+    let mut kept: Vec<Kept> = rows.iter().flatten().filter(|row| lives(row)).map(read).collect();
+    kept.sort_by(|a, b| (&a.loser.version, &a.key).cmp(&(&b.loser.version, &b.key)));
+    Ok(kept)
+}
+
+fn read(row: &Row) -> Kept {
+    let field = |name: &str| get_text(row, name).unwrap_or("unknown").to_owned();
+    let value = |name: &str| get_text(row, name).and_then(|text| serde_json::from_str(text).ok());
+    let side = |side: &str| KeptSide {
+        member: field(side),
+        version: field(&format!("{side}_version")),
+        image: value(&format!("{side}_image")),
+        too_large: get_text(row, &format!("{side}_too_large")).and_then(|size| size.parse().ok()),
+    };
+    Kept {
+        key: field("key"),
+        key_attributes: value("key_attributes").unwrap_or_default(),
+        how: field("how"),
+        at: field("at"),
+        found: field("found"),
+        loser: side("loser"),
+        winner: side("winner"),
+    }
+}
+
+fn partition(group: &str, digit: &str) -> String {
+    format!("conflict#{group}#{digit}")
+}

@@ -1,0 +1,170 @@
+//! What a group does at a member: its stream is read, so what a write replaced or created is seen there, and every
+//! write is one that the member's own walker can tell from an application's.
+
+use super::{Answer, Expect, Expressions, Found, Peer, ROUNDS, StepError, contended};
+use crate::change::Image;
+use crate::failure::{Class, Failure};
+use crate::item::{Item, Key};
+use crate::version::{Mark, Stamp, Version};
+use aws_sdk_dynamodb::operation::delete_item::builders::DeleteItemFluentBuilder;
+use aws_sdk_dynamodb::operation::update_item::builders::UpdateItemFluentBuilder;
+use aws_sdk_dynamodb::types::AttributeValue;
+
+/// What became of a write to a member of a group.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Placed {
+    /// It took effect, or had taken effect before, or there was nothing to delete.
+    Done,
+    /// Something newer is there.
+    Beaten(Image),
+}
+
+/// An item as it was found, with the very attribute that holds its stamp.
+struct Seen {
+    image: Image,
+    attribute: Option<AttributeValue>,
+}
+
+impl Peer {
+    /// Puts `content`, stamped with `version`, unless something newer is there. One request.
+    ///
+    /// # Errors
+    /// Any failure but that of the condition; the step can be repeated.
+    pub async fn place(&self, content: &Item, version: Version) -> Result<Placed, StepError> {
+        let stamp = Stamp::of(content, version).to_string();
+        let mut expect = Expect::AbsentOrOlder;
+        for _ in 0..ROUNDS {
+            expect = match self.send_put(content, &stamp, version, &expect).await? {
+                Answer::Done | Answer::Found(Found::Same) => return Ok(Placed::Done),
+                Answer::Found(Found::Newer(image)) => return Ok(Placed::Beaten(image)),
+                Answer::Found(Found::Nothing | Found::Older) => Expect::AbsentOrOlder,
+                Answer::Found(Found::NotAStamp(text)) => Expect::NotAStamp(text),
+            };
+        }
+        Err(contended())
+    }
+
+    /// Deletes the item in two steps, unless something newer than `version` is there: the first marks it, so that the
+    /// member's walker knows the removal for ours. The tombstone must have been raised.
+    ///
+    /// The mark carries the digest of what was there, so that an application's write in between is seen: the item is
+    /// read first, and marked on condition that its stamp is still the same.
+    ///
+    /// # Errors
+    /// Any failure but that of a condition; the step can be repeated.
+    pub async fn remove(&self, key: &Key, version: Version) -> Result<Placed, StepError> {
+        for _ in 0..ROUNDS {
+            let Some(seen) = self.read(key).await? else { return Ok(Placed::Done) };
+            let marked = match seen.image.stamp {
+                Some(stamp) if stamp.version == version && stamp.mark == Mark::Deleted => stamp,
+                Some(stamp) if stamp.version >= version && stamp.version.hlc <= self.ceiling(version) => {
+                    return Ok(Placed::Beaten(seen.image));
+                }
+                _ => {
+                    let mark = Stamp { mark: Mark::Deleted, ..Stamp::of(&seen.image.content, version) };
+                    if !self.stamp_anew(key, mark, seen.attribute).await? {
+                        continue;
+                    }
+                    mark
+                }
+            };
+            if self.delete_marked(key, marked).await? {
+                return Ok(Placed::Done);
+            }
+        }
+        Err(contended())
+    }
+
+    /// Stamps an item that has the content of its stale stamp with `version`; `false` when it has that stamp no more.
+    ///
+    /// # Errors
+    /// Any failure but that of the condition; the step can be repeated.
+    pub async fn restamp(
+        &self,
+        key: &Key,
+        content: &Item,
+        stale: Stamp,
+        version: Version,
+    ) -> Result<bool, StepError> {
+        let stale = AttributeValue::S(stale.to_string());
+        self.stamp_anew(key, Stamp::of(content, version), Some(stale)).await
+    }
+
+    /// The item, strongly consistent; `None` when there is none.
+    ///
+    /// # Errors
+    /// Any failure.
+    pub async fn look(&self, key: &Key) -> Result<Option<Image>, StepError> {
+        Ok(self.read(key).await?.map(|seen| seen.image))
+    }
+
+    async fn read(&self, key: &Key) -> Result<Option<Seen>, StepError> {
+        self.requests.inc();
+        let answer = self
+            .client
+            .get_item()
+            .table_name(&self.table)
+            .set_key(Some(key.attributes().0.clone()))
+            .consistent_read(true)
+            .send()
+            .await;
+        let answer = answer.map_err(|error| self.failed(error.into()))?;
+        let Some(mut item) = answer.item.filter(|item| !item.is_empty()) else { return Ok(None) };
+        let attribute = item.remove(&self.stamp);
+        let stamp = match &attribute {
+            Some(AttributeValue::S(text)) => Stamp::parse(text),
+            _ => None,
+        };
+        Ok(Some(Seen { image: Image { content: Item(item), stamp }, attribute }))
+    }
+
+    /// Sets the stamp of an item that has `seen` in its place; `false` when it has not.
+    async fn stamp_anew(
+        &self,
+        key: &Key,
+        stamp: Stamp,
+        seen: Option<AttributeValue>,
+    ) -> Result<bool, StepError> {
+        self.may_write().await?;
+        let request = self
+            .client
+            .update_item()
+            .table_name(&self.table)
+            .set_key(Some(key.attributes().0.clone()))
+            .update_expression("SET #stamp = :stamp")
+            .alias("#stamp", &self.stamp)
+            .value(":stamp", AttributeValue::S(stamp.to_string()));
+        let request = match seen {
+            Some(seen) => request.condition_expression("#stamp = :seen").value(":seen", seen),
+            None => request
+                .condition_expression("attribute_exists(#pk) AND attribute_not_exists(#stamp)")
+                .alias("#pk", &self.partition_key),
+        };
+        self.took_effect(request.send().await.map(drop).map_err(Failure::from))
+    }
+
+    async fn delete_marked(&self, key: &Key, mark: Stamp) -> Result<bool, StepError> {
+        self.may_write().await?;
+        let request: DeleteItemFluentBuilder = self
+            .client
+            .delete_item()
+            .table_name(&self.table)
+            .set_key(Some(key.attributes().0.clone()))
+            .condition_expression("#stamp = :seen");
+        let request = self.with_seen(request, &mark.to_string());
+        self.took_effect(request.send().await.map(drop).map_err(Failure::from))
+    }
+
+    /// Whether a condition held.
+    fn took_effect(&self, answer: Result<(), Failure>) -> Result<bool, StepError> {
+        match answer {
+            Err(failure) if failure.class != Class::Condition => Err(self.failed(failure)),
+            answer => {
+                self.limit.succeeded();
+                Ok(answer.is_ok())
+            }
+        }
+    }
+}
+
+super::expressions!(UpdateItemFluentBuilder);

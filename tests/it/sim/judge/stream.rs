@@ -1,0 +1,191 @@
+//! What was written to a source, record by record with the protocol's versions, and how far the leases say it is
+//! done.
+
+use serde_json::Value;
+use shardwalker::invariants::{self, Fate};
+use shardwalker::sandbox::Sandbox;
+use shardwalker::sandbox::arn::Arn;
+use shardwalker::version::{Hlc, Stamp, Version};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// How far ahead of a record's creation a stamp is believed: the config's default.
+pub(super) const DRIFT: Duration = Duration::from_secs(60);
+
+/// What a record is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wrote {
+    Put,
+    Delete,
+    /// A write of ours.
+    Echo,
+}
+
+#[derive(Debug, Clone)]
+pub(super) struct Record {
+    pub(super) sequence: u128,
+    pub(super) key: String,
+    /// The clock after the record, which is the version of an application's write.
+    pub(super) version: Version,
+    pub(super) wrote: Wrote,
+    pub(super) created_ms: u64,
+    /// It aged out before every peer had it, as far as the leases say.
+    pub(super) lost: bool,
+}
+
+#[derive(Default)]
+pub(super) struct Shard {
+    parent: Option<String>,
+    pub(super) records: Vec<Record>,
+}
+
+/// Everything that was written to one source.
+pub(super) struct Stream {
+    pub(super) arn: String,
+    pub(super) table: Arn,
+    /// In versions.
+    pub(super) number: u8,
+    /// The names of those that it goes to.
+    pub(super) peers: Vec<String>,
+    pub(super) shards: BTreeMap<String, Shard>,
+}
+
+impl Stream {
+    pub(super) fn new(arn: &str, number: usize, peers: &[(String, String)]) -> Self {
+        Self {
+            arn: arn.to_owned(),
+            table: Arn::parse(arn).unwrap(),
+            number: u8::try_from(number).unwrap(),
+            peers: peers.iter().map(|(name, _)| name.clone()).collect(),
+            shards: BTreeMap::new(),
+        }
+    }
+
+    /// Takes down the record of a write that has just happened, over and with these stamps; gives its shard. `None`
+    /// when it left none, because it changed nothing.
+    pub(super) fn take_down(
+        &mut self,
+        sandbox: &Sandbox,
+        key: &str,
+        wrote: Wrote,
+        stamps: impl IntoIterator<Item = Stamp>,
+    ) -> Option<(String, Record)> {
+        let created_ms = sandbox.clock().now_ms();
+        let created = Hlc::from_millis(created_ms / 1000 * 1000);
+        let shards = sandbox.shards(&self.arn).unwrap();
+        for shard in &shards {
+            let known = self.shards.entry(shard.id.clone()).or_default();
+            known.parent.clone_from(&shard.parent);
+        }
+        let (shard, sequence) = shards.into_iter().find_map(|shard| {
+            let newest: u128 = shard.newest?.parse().unwrap();
+            let last = self.shards[&shard.id].records.last().map(|record| record.sequence);
+            (last.is_none_or(|last| last < newest)).then_some((shard.id, newest))
+        })?;
+        let mut hlc = self.hlc(&shard).next().max(created);
+        for seen in stamps.into_iter().map(|stamp| stamp.version.hlc) {
+            if seen <= created.plus(DRIFT) {
+                hlc = hlc.max(seen.next());
+            }
+        }
+        let version = Version::new(hlc, self.number);
+        let record = Record { sequence, key: key.to_owned(), version, wrote, created_ms, lost: false };
+        self.shards.get_mut(&shard)?.records.push(record.clone());
+        Some((shard, record))
+    }
+
+    /// What was written to a shard; nothing when no write was seen since it was opened.
+    pub(super) fn records(&self, shard: &str) -> &[Record] {
+        self.shards.get(shard).map_or(&[], |known| &known.records)
+    }
+
+    /// The clock after a shard's last record, or after its parents' when it has none.
+    fn hlc(&self, shard: &str) -> Hlc {
+        let Some(known) = self.shards.get(shard) else { return Hlc::ZERO };
+        match (known.records.last(), &known.parent) {
+            (Some(record), _) => record.version.hlc,
+            (None, Some(parent)) => self.hlc(parent),
+            (None, None) => Hlc::ZERO,
+        }
+    }
+}
+
+/// How far a lane is, as its lease says.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Checkpoint {
+    pub(super) sequence: Option<u128>,
+    pub(super) done: bool,
+    /// So many records were judged.
+    judged: usize,
+}
+
+/// How far all lanes are, by shard and peer.
+#[derive(Default)]
+pub(super) struct Checkpoints(BTreeMap<(String, String), Checkpoint>);
+
+impl Checkpoints {
+    pub(super) fn of(&self, shard: &str, peer: &str) -> Checkpoint {
+        self.0.get(&(shard.to_owned(), peer.to_owned())).copied().unwrap_or_default()
+    }
+
+    /// Judges what a lease says is done; `fate` is what became of a record at a peer. Gives what is wrong.
+    pub(super) fn judge(
+        &mut self,
+        stream: &Stream,
+        lease: &Value,
+        fate: impl Fn(&str, &Record) -> Fate,
+    ) -> Vec<String> {
+        let mut wrong = Vec::new();
+        let Some(shard) = lease["shard"]["S"].as_str() else { return wrong };
+        for (name, position) in lease["peers"]["M"].as_object().into_iter().flatten() {
+            let position = &position["M"];
+            let sequence: Option<u128> =
+                position["sequence"]["S"].as_str().map(|sequence| sequence.parse().unwrap());
+            let done = position["done"]["BOOL"].as_bool().unwrap_or_default();
+            let saved = self.of(shard, name);
+            let about = format!("{shard} for {name}");
+            if sequence < saved.sequence || (saved.done && !done) {
+                wrong.push(format!("a checkpoint went back ({about})"));
+            }
+            let records = stream.records(shard);
+            let passed = records.partition_point(|record| done || Some(record.sequence) <= sequence);
+            let fate = |record: &Record| {
+                (format!("{} ({}, {})", record.sequence, record.key, record.version), fate(name, record))
+            };
+            let fates: Vec<_> = records[saved.judged.min(passed)..passed].iter().map(fate).collect();
+            let mut verdicts = vec![invariants::frontier_is_contiguous(fates)];
+            let at = records.iter().find(|record| Some(record.sequence) == sequence).map(|r| r.version);
+            let hlc = position["hlc"]["S"].as_str().and_then(|text| text.parse::<Hlc>().ok());
+            if let (Some(version), Some(hlc)) = (at, hlc) {
+                let written = Version::new(hlc, version.member);
+                verdicts.push(invariants::one_version_per_record(version, written));
+            }
+            let violations = verdicts.into_iter().filter_map(Result::err);
+            wrong.extend(violations.map(|violation| format!("{violation} ({about})")));
+            let saved = Checkpoint { sequence, done, judged: passed };
+            self.0.insert((shard.to_owned(), name.clone()), saved);
+        }
+        wrong
+    }
+
+    /// Whether every record of a shard is done at every peer of its source, as far as the leases say.
+    fn settled(&self, stream: &Stream, shard: &str, open: bool) -> bool {
+        let kept = stream.records(shard).iter().rfind(|record| !record.lost);
+        let last = kept.map(|record| record.sequence);
+        stream.peers.iter().all(|peer| {
+            let saved = self.of(shard, peer);
+            saved.done || (open && saved.sequence >= last)
+        })
+    }
+
+    /// The shards of a source whose records are all done, and those that have open ones.
+    pub(super) fn shards(&self, sandbox: &Sandbox, stream: &Stream) -> (Vec<String>, Vec<String>) {
+        let shards = sandbox.shards(&stream.arn).unwrap();
+        let (settled, open): (Vec<_>, Vec<_>) =
+            shards.into_iter().partition(|shard| self.settled(stream, &shard.id, shard.open));
+        let ids = |shards: Vec<shardwalker::sandbox::streams::ShardInfo>| {
+            shards.into_iter().map(|shard| shard.id).collect()
+        };
+        (ids(settled), ids(open))
+    }
+}
