@@ -49,6 +49,7 @@ pub mod ledger;
 pub mod limit;
 pub mod loss;
 pub mod memory;
+pub mod numbers;
 pub mod peer;
 pub mod replicator;
 pub mod retry;

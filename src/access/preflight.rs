@@ -9,6 +9,7 @@ use crate::access::statement::{Need, Side, statement};
 use crate::aws::{Aws, Clients};
 use crate::config::{Config, Member, TableArn};
 use crate::failure::{Class, Failure};
+use crate::peer::NEVER;
 use crate::retry::{self, GaveUp, Jitter, Policy};
 use aws_sdk_dynamodb::primitives::Blob;
 use aws_sdk_dynamodb::types::{AttributeValue, ScalarAttributeType, StreamViewType, TableStatus};
@@ -125,26 +126,27 @@ impl Preflight<'_> {
     }
 
     fn compare_keys(&self, found: &[Option<Found>], findings: &mut Vec<Finding>) {
-        for route in &self.config.routes {
-            let Some(source) = found.get(route.from).and_then(Option::as_ref) else { continue };
+        let config = self.config;
+        let of = |index: usize| found.get(index).and_then(Option::as_ref);
+        for route in &config.routes {
+            let tables = match route.group.and_then(|group| config.groups.get(group)) {
+                None => format!("route {}", route.name),
+                // All are compared with the first one.
+                Some(group) if group.members.first() == Some(&route.from) => format!("group {}", group.name),
+                Some(_) => continue,
+            };
+            let Some(source) = of(route.from) else { continue };
             for &to in &route.to {
-                let Some(peer) = found.get(to).and_then(Option::as_ref) else { continue };
-                if peer.keys != source.keys {
-                    findings.push(Finding {
-                        member: self.config.members[to].name.clone(),
-                        call: None,
-                        what: format!(
-                            "its primary key is {}, but that of {} is {}",
-                            spell(&peer.keys),
-                            self.config.members[route.from].name,
-                            spell(&source.keys)
-                        ),
-                        remedy: format!(
-                            "the tables of route {} must have the same key attributes, by name and type",
-                            route.name
-                        ),
-                    });
-                }
+                let Some(peer) = of(to).filter(|peer| peer.keys != source.keys) else { continue };
+                let (first, keys) = (&config.members[route.from].name, spell(&source.keys));
+                findings.push(Finding {
+                    member: config.members[to].name.clone(),
+                    call: None,
+                    what: format!("its primary key is {}, but that of {first} is {keys}", spell(&peer.keys)),
+                    remedy: format!(
+                        "the tables of {tables} must have the same key attributes, by name and type"
+                    ),
+                });
             }
         }
     }
@@ -163,11 +165,15 @@ impl Preflight<'_> {
         let clients = self.aws.clients(&member.access).await;
         let found = self.describe(member, &clients).await.map_err(|finding| vec![finding])?;
         let mut findings = Vec::new();
+        let mut leaving = self.config.routes.iter().filter(|route| route.from == index);
+        let group = leaving.find_map(|route| Some((&self.config.groups[route.group?], route)));
         if self.config.routes.iter().any(|route| route.from == index) {
-            findings.extend(self.source(member, &clients, &found).await);
+            let group = group.map(|(group, _)| group.name.as_str());
+            findings.extend(self.source(member, &clients, &found, group).await);
         }
         if self.config.routes.iter().any(|route| route.to.contains(&index)) {
-            findings.extend(self.peer(member, &clients, &found).await);
+            let stamp = group.map(|(_, route)| route.stamp.as_str());
+            findings.extend(Box::pin(self.peer(member, &clients, &found, stamp)).await);
         }
         if findings.is_empty() { Ok(found) } else { Err(findings) }
     }
@@ -209,7 +215,14 @@ impl Preflight<'_> {
         Ok(Found { keys, stream, id: table.table_id().unwrap_or_default().to_owned() })
     }
 
-    async fn source(&self, member: &Member, clients: &Clients, found: &Found) -> Vec<Finding> {
+    /// `group` is the name of the group that the member is in.
+    async fn source(
+        &self,
+        member: &Member,
+        clients: &Clients,
+        found: &Found,
+        group: Option<&str>,
+    ) -> Vec<Finding> {
         let table = &member.arn;
         let turn_on = format!(
             "turn it on: aws dynamodb update-table --table-name {} \
@@ -226,9 +239,15 @@ impl Preflight<'_> {
         let Some(stream) = found.stream.as_ref().filter(|stream| stream.enabled) else {
             return vec![finding_of("the table's stream is off", turn_on)];
         };
-        let images = [StreamViewType::NewAndOldImages.as_str(), StreamViewType::NewImage.as_str()];
-        if !images.contains(&stream.view.as_str()) {
-            let what = format!("the stream's view type is {}, which has no new images", stream.view);
+        let lacks = match (StreamViewType::from(stream.view.as_str()), group) {
+            (StreamViewType::NewAndOldImages, _) | (StreamViewType::NewImage, None) => None,
+            (StreamViewType::NewImage, Some(group)) => {
+                Some(format!("no old images; group {group} needs both"))
+            }
+            (_, _) => Some("no new images".to_owned()),
+        };
+        if let Some(lacks) = lacks {
+            let what = format!("the stream's view type is {}, which has {lacks}", stream.view);
             let off = format!(
                 "turn the stream off (aws dynamodb update-table --table-name {} \
                  --stream-specification StreamEnabled=false) and on again with NEW_AND_OLD_IMAGES; \
@@ -275,42 +294,58 @@ impl Preflight<'_> {
         }
     }
 
-    /// A put and a delete whose condition cannot hold: allowed ones fail by the condition.
-    async fn peer(&self, member: &Member, clients: &Clients, found: &Found) -> Vec<Finding> {
-        let table = member.arn.to_string();
+    /// Writes whose condition cannot hold: allowed ones fail by the condition. In a group, whose stamp attribute is
+    /// `stamp`, there are updates too, and reads.
+    async fn peer(
+        &self,
+        member: &Member,
+        clients: &Clients,
+        found: &Found,
+        stamp: Option<&str>,
+    ) -> Vec<Finding> {
+        let (table, tables) = (member.arn.to_string(), &clients.tables);
         let value = |kind: &str| match ScalarAttributeType::from(kind) {
             ScalarAttributeType::N => AttributeValue::N("0".to_owned()),
             ScalarAttributeType::B => AttributeValue::B(Blob::new("shardwalker-probe")),
             _ => AttributeValue::S("shardwalker-probe".to_owned()),
         };
         let key: HashMap<_, _> = found.keys.iter().map(|(name, kind)| (name.clone(), value(kind))).collect();
-        let Some((partition_key, _)) = found.keys.first() else { return Vec::new() };
-        let never = "attribute_exists(#pk) AND attribute_not_exists(#pk)";
+        let Some((pk, _)) = found.keys.first() else { return Vec::new() };
+        let key = || Some(key.clone());
         let put = || {
-            clients
-                .tables
-                .put_item()
-                .table_name(&table)
-                .set_item(Some(key.clone()))
-                .condition_expression(never)
-                .expression_attribute_names("#pk", partition_key)
-                .send()
+            let put = tables.put_item().table_name(&table).set_item(key());
+            put.condition_expression(NEVER).expression_attribute_names("#pk", pk).send()
         };
         let delete = || {
-            clients
-                .tables
-                .delete_item()
-                .table_name(&table)
-                .set_key(Some(key.clone()))
-                .condition_expression(never)
-                .expression_attribute_names("#pk", partition_key)
-                .send()
+            let delete = tables.delete_item().table_name(&table).set_key(key());
+            delete.condition_expression(NEVER).expression_attribute_names("#pk", pk).send()
         };
-        let (put, delete) = futures::join!(self.patiently(put), self.patiently(delete));
-        let results = [("PutItem", put.map(|_| ())), ("DeleteItem", delete.map(|_| ()))];
+        let update = |stamp: &str| {
+            let update = tables.update_item().table_name(&table).set_key(key());
+            let update =
+                update.update_expression("REMOVE #stamp").expression_attribute_names("#stamp", stamp);
+            update.condition_expression(NEVER).expression_attribute_names("#pk", pk).send()
+        };
+        let get = || tables.get_item().table_name(&table).set_key(key()).consistent_read(true).send();
+        let updated = async {
+            match stamp {
+                Some(stamp) => self.patiently(|| update(stamp)).await.map(|_| ()),
+                None => Ok(()),
+            }
+        };
+        let got = async { if stamp.is_some() { self.patiently(get).await.map(|_| ()) } else { Ok(()) } };
+        let (put, delete, updated, got) =
+            futures::join!(self.patiently(put), self.patiently(delete), updated, got);
+        let results = [
+            ("PutItem", put.map(|_| ())),
+            ("UpdateItem", updated),
+            ("DeleteItem", delete.map(|_| ())),
+            ("GetItem", got),
+        ];
+        let need = if stamp.is_some() { Need::WriteMember } else { Need::WritePeer };
         let failed = |(call, result): (&'static str, Result<(), Failure>)| match result {
             Err(failure) if failure.class != Class::Condition => {
-                Some(finding(member, call, &failure, Need::WritePeer, None))
+                Some(finding(member, call, &failure, need, None))
             }
             _ => None,
         };

@@ -12,6 +12,8 @@ pub enum Need {
     ReadStream,
     /// Writing to a peer on a one-way route.
     WritePeer,
+    /// Writing to a member of a group: deletes are marked first, and an item is read before it is repaired.
+    WriteMember,
 }
 
 /// A side of a permission across accounts.
@@ -35,6 +37,9 @@ impl Need {
                 &["dynamodb:DescribeStream", "dynamodb:GetRecords", "dynamodb:GetShardIterator"]
             }
             Self::WritePeer => &["dynamodb:PutItem", "dynamodb:DeleteItem"],
+            Self::WriteMember => {
+                &["dynamodb:PutItem", "dynamodb:UpdateItem", "dynamodb:DeleteItem", "dynamodb:GetItem"]
+            }
         }
     }
 
@@ -42,7 +47,7 @@ impl Need {
     #[must_use]
     pub const fn resource_side(self) -> Side {
         match self {
-            Self::DescribeTable | Self::WritePeer => Side::Table,
+            Self::DescribeTable | Self::WritePeer | Self::WriteMember => Side::Table,
             Self::ReadStream => Side::Stream,
         }
     }
@@ -70,7 +75,7 @@ pub fn statement(need: Need, side: Side, table: &TableArn, stream: Option<&str>,
     let resource = match (need, side) {
         (Need::ReadStream, Side::Identity) => format!("{table}/stream/*"),
         (Need::ReadStream, _) => stream.map_or_else(|| format!("{table}/stream/*"), str::to_owned),
-        (Need::DescribeTable | Need::WritePeer, _) => table.to_string(),
+        (Need::DescribeTable | Need::WritePeer | Need::WriteMember, _) => table.to_string(),
     };
     let mut statement = json!({ "Effect": "Allow", "Action": need.actions(), "Resource": resource });
     if side != Side::Identity {

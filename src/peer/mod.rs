@@ -137,6 +137,10 @@ enum Expect {
     NotAStamp(String),
 }
 
+/// Holds for no item, with the partition key's name as `#pk`: a write with it changes nothing, and its answer says
+/// whether it would be let in.
+pub(crate) const NEVER: &str = "attribute_exists(#pk) AND attribute_not_exists(#pk)";
+
 /// Absent and present may take turns under the writer; after this many the step is tried again later.
 const ROUNDS: usize = 8;
 
@@ -299,7 +303,7 @@ impl Peer {
             .delete_item()
             .table_name(&self.table)
             .set_key(Some(key.attributes().0.clone()))
-            .condition_expression("attribute_exists(#pk) AND attribute_not_exists(#pk)")
+            .condition_expression(NEVER)
             .expression_attribute_names("#pk", &self.partition_key)
             .send()
             .await

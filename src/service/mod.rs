@@ -15,6 +15,7 @@ use crate::lease::heart::Heart;
 use crate::ledger::Ledger;
 use crate::limit::Rate;
 use crate::loss::TimeToLoss;
+use crate::numbers::{self, NumberError};
 use crate::retry::{self, GaveUp, Jitter, Policy};
 use crate::state::{StateError, StateTable};
 use crate::tables::{Watch, Watched};
@@ -52,6 +53,9 @@ pub enum ServiceError {
     /// What must hold before a route may run.
     #[error("{0}")]
     Access(#[from] Findings),
+    /// A member of a group has a number that is not its own.
+    #[error(transparent)]
+    Number(#[from] NumberError),
     /// The state table's rows.
     #[error("state table: {0}")]
     Rows(Failure),
@@ -146,6 +150,11 @@ impl Service {
         if drain.is_cancelled() {
             return Err(ServiceError::Stopped);
         }
+        let patient = Policy::for_at_most(config.access_patience);
+        for group in &config.groups {
+            let claim = || numbers::claim(&state, options.clock, &config, group);
+            Box::pin(retry::run(patient, &jitter, &drain, |_, _| (), claim)).await??;
+        }
         let worker = worker_name(&config.lease, options.seed);
         let heart = Arc::new(Heart::new(
             state.clone(),
@@ -158,7 +167,6 @@ impl Service {
         heart.publishes(board.clone());
         let controls = Controls::new(state.clone(), options.clock);
         let (gates, keeper) = Gates::new(config.lanes(), controls.clone());
-        let patient = Policy::for_at_most(config.access_patience);
         let rows = retry::run(patient, &jitter, &drain, |_, _| (), || controls.rows()).await;
         gates.apply(&rows.map_err(ServiceError::from)?);
         board.has(gates.clone(), options.clock);

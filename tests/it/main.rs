@@ -12,6 +12,7 @@
 mod commands;
 mod demo;
 mod groups;
+mod groups_config;
 mod lanes;
 mod leases;
 mod model;
