@@ -31,6 +31,9 @@ pub(super) struct Args {
     /// Print the figures as one JSON object
     #[arg(long)]
     json: bool,
+    /// A group of three members, each written by its own application, one of them cut off and back
+    #[arg(long)]
+    active_active: bool,
 }
 
 pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
@@ -43,6 +46,9 @@ pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
         "Three tables in three AWS accounts of the embedded sandbox, the replicator in a fourth. Seed {seed}."
     ));
     let options = Options { length: args.length, rate: args.rate, seed };
+    if args.active_active {
+        return super::demo_active::run(options, args.json, &stop).await;
+    }
     let figures = if std::io::stderr().is_terminal() {
         let mut bars = Bars::new(args.length);
         let figures = Box::pin(demo::run(options, &stop, &mut |progress| bars.show(progress))).await;
@@ -275,7 +281,7 @@ fn verdict(figures: &Figures) -> String {
 }
 
 /// Green or red on a terminal, unless the user wants no colours.
-fn painted(text: &str, good: bool) -> String {
+pub(super) fn painted(text: &str, good: bool) -> String {
     if !std::io::stdout().is_terminal() || std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
     {
         return text.to_owned();
@@ -290,7 +296,7 @@ fn millis(value: f64) -> String {
 }
 
 /// A number with its thousands apart.
-fn thousands(number: u64) -> String {
+pub(super) fn thousands(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (index, digit) in digits.chars().enumerate() {

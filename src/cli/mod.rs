@@ -8,6 +8,8 @@ mod conflicts;
 mod dead_letters;
 #[cfg(feature = "sandbox")]
 mod demo;
+#[cfg(feature = "sandbox")]
+mod demo_active;
 mod pause;
 mod run;
 #[cfg(feature = "sandbox")]

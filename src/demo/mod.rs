@@ -6,6 +6,7 @@
 //! [`compare`](mod@compare) reads all items from the sandbox itself. This module owns the order of events and nothing of
 //! what it shows; how it looks is left to the command.
 
+pub mod active;
 pub mod compare;
 pub mod figures;
 pub mod load;

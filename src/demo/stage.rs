@@ -7,7 +7,7 @@
 use super::DemoError;
 use crate::access::statement::{Need, Side, statement};
 use crate::aws::Base;
-use crate::config::{Config, Member, TableArn};
+use crate::config::{Config, Member, Route, TableArn};
 use crate::failure::{Class, Failure};
 use crate::sandbox::{self, Sandbox};
 use crate::state::{PK, SK};
@@ -43,12 +43,21 @@ impl Stage {
     /// # Errors
     /// What the sandbox or the config's parser says.
     pub async fn build(seed: u64) -> Result<Self, DemoError> {
-        let config = Config::parse(CONFIG, "demo.toml", &|_| None)?;
+        Self::of(CONFIG, seed).await
+    }
+
+    /// The same for another config.
+    ///
+    /// # Errors
+    /// What the sandbox or the config's parser says.
+    pub async fn of(config: &str, seed: u64) -> Result<Self, DemoError> {
+        let config = Config::parse(config, "demo.toml", &|_| None)?;
         let options =
             sandbox::Options { seed, initial_shards: SHARDS, stream_limits: true, ..Default::default() };
         let sandbox = Sandbox::new(options)?;
         for (index, member) in config.members.iter().enumerate() {
-            let view = (index == config.routes[0].from).then_some("NEW_AND_OLD_IMAGES");
+            let is_source = config.routes.iter().any(|route| route.from == index);
+            let view = is_source.then_some("NEW_AND_OLD_IMAGES");
             let TableArn { account, region, table, .. } = &member.arn;
             sandbox.create_table(account, region, table, &[KEY], view)?;
         }
@@ -76,16 +85,18 @@ impl Stage {
     /// # Errors
     /// What the sandbox says.
     pub fn let_in(&self) -> Result<(), DemoError> {
-        for member in &self.config.members {
+        for (index, member) in self.config.members.iter().enumerate() {
             let arn = member.arn.to_string();
-            let allow = |need, side, stream| statement(need, side, &member.arn, stream, &self.role);
-            let mut table = vec![allow(Need::DescribeTable, Side::Table, None)];
-            if self.is_source(member) {
+            let allow = |need| statement(need, Side::Table, &member.arn, None, &self.role);
+            let mut table = vec![allow(Need::DescribeTable)];
+            let routes = &self.config.routes;
+            if routes.iter().any(|route| route.from == index) {
                 let stream = self.sandbox.stream_arn(&arn)?.unwrap_or_default();
-                let read = allow(Need::ReadStream, Side::Stream, Some(&stream));
+                let read = statement(Need::ReadStream, Side::Stream, &member.arn, Some(&stream), &self.role);
                 self.sandbox.put_resource_policy(&stream, &document(vec![read]))?;
-            } else {
-                table.push(allow(Need::WritePeer, Side::Table, None));
+            }
+            if let Some(route) = routes.iter().find(|route| route.to.contains(&index)) {
+                table.push(allow(write(route)));
             }
             self.sandbox.put_resource_policy(&arn, &document(table))?;
         }
@@ -143,32 +154,31 @@ impl Stage {
         let config: SdkConfig = self.sandbox.sdk_config(&keys, region);
         Ok(aws_sdk_dynamodb::Client::new(&config))
     }
+}
 
-    fn is_source(&self, member: &Member) -> bool {
-        member.name == self.source().name
-    }
+/// What a route needs of its peers.
+fn write(route: &Route) -> Need {
+    if route.group.is_some() { Need::WriteMember } else { Need::WritePeer }
 }
 
 /// The identity policy of the replicator's role.
 fn identity(config: &Config) -> Vec<Value> {
-    let route = &config.routes[0];
     let allow = |index: usize, need| statement(need, Side::Identity, &config.members[index].arn, None, "");
     let state = &config.state;
-    let mut statements = vec![
-        json!({
-            "Effect": "Allow",
-            "Action": [
-                "dynamodb:DescribeTable", "dynamodb:GetItem", "dynamodb:BatchGetItem", "dynamodb:Query",
-                "dynamodb:PutItem", "dynamodb:UpdateItem", "dynamodb:DeleteItem",
-            ],
-            "Resource": format!("arn:aws:dynamodb:{}:{REPLICATOR}:table/{}", state.access.region, state.table),
-        }),
-        allow(route.from, Need::DescribeTable),
-        allow(route.from, Need::ReadStream),
-    ];
-    for &peer in &route.to {
-        statements.push(allow(peer, Need::DescribeTable));
-        statements.push(allow(peer, Need::WritePeer));
+    let mut statements = vec![json!({
+        "Effect": "Allow",
+        "Action": [
+            "dynamodb:DescribeTable", "dynamodb:GetItem", "dynamodb:BatchGetItem", "dynamodb:Query",
+            "dynamodb:PutItem", "dynamodb:UpdateItem", "dynamodb:DeleteItem",
+        ],
+        "Resource": format!("arn:aws:dynamodb:{}:{REPLICATOR}:table/{}", state.access.region, state.table),
+    })];
+    for (index, _) in config.members.iter().enumerate() {
+        statements.push(allow(index, Need::DescribeTable));
+    }
+    for route in &config.routes {
+        statements.push(allow(route.from, Need::ReadStream));
+        statements.extend(route.to.iter().map(|peer| allow(*peer, write(route))));
     }
     statements
 }
