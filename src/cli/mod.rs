@@ -73,7 +73,7 @@ impl Command {
     const fn default_log(&self) -> &'static str {
         #[cfg(feature = "sandbox")]
         if matches!(self, Self::Demo(_)) {
-            return "error";
+            return "error,aws_smithy_runtime=off";
         }
         "warn,aws_config=error,shardwalker=info"
     }
