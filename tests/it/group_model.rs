@@ -1,5 +1,6 @@
 //! model
 mod group;
+mod walks;
 mod words;
 
 use group::{Group, State};
@@ -25,7 +26,7 @@ fn search<const N: usize>(bounds: Group<N>) -> impl Checker<Group<N>> {
     eprintln!("off [{off}] {:?} item {} reads {} replays {} late {} clocks {:?}: {} states, depth {} {:?}", bounds.writes, bounds.item, bounds.reads, bounds.replays, bounds.late, bounds.clocks, checker.unique_state_count(), checker.max_depth(), begun.elapsed());
     let mut d: Vec<_> = checker.discoveries().into_iter().collect();
     d.sort_by_key(|d| d.1.clone().into_actions().len());
-    for (name, path) in &d { eprintln!("{name}: {}", path.clone().into_actions().len()); }
+    for (name, path) in d.iter().filter(|_| std::env::var("NAMES").is_ok()) { eprintln!("{name}: {}", path.clone().into_actions().len()); }
     for (_, path) in d.into_iter().take(1) {
         show(path);
     }
@@ -52,10 +53,9 @@ fn vary(mut g: Group<2>) -> Group<2> {
     if let Some(v) = get("REPLAYS") { g.replays = v }
     if let Some(v) = get("LATE") { g.late = v > 0 }
     if let Some(v) = get("CLOCK1") { g.clocks[1] = v }
-    g.rules.window = get("WINDOW").is_some();
     if let Ok(v) = std::env::var("OFF") {
         match v.as_str() { "repair" => g.rules.repair = false, "ledger" => g.rules.ledger = false, "creation" => g.rules.creation = false,
-          "restamp" => g.rules.restamp = false, "marks" => g.rules.marks = false, "replaces" => g.rules.replaces = false, "carried" => g.rules.carried = false, "unchanged" => g.rules.unchanged = false, _ => panic!() }
+          "restamp" => g.rules.restamp = false, "marks" => g.rules.marks = false, "whole" => g.rules.whole = false, "carried" => g.rules.carried = false, "unchanged" => g.rules.unchanged = false, _ => panic!() }
     }
     g
 }
@@ -63,4 +63,21 @@ fn vary(mut g: Group<2>) -> Group<2> {
 #[test]
 fn explore() {
     search(vary(TWO));
+}
+
+#[test]
+fn walk3() {
+    let get = |n: &str, d: u64| std::env::var(n).ok().map_or(d, |v| v.parse::<u64>().unwrap());
+    let mut g: Group<3> = Group { rules: vary(TWO).rules, writes: [3; 3], item: false, reads: get("READS", 1) as u8, replays: get("REPLAYS", 3) as u8, late: true, clocks: [0; 3], settings: get("SETTINGS",2) as u8, readings: get("READINGS", 12) as u8 };
+    let begun = std::time::Instant::now();
+    let (mut failed, mut steps) = (0, 0);
+    let first = get("FIRST", 0);
+    let mut best: Option<(u64, walks::Fault)> = None;
+    for seed in first..first + get("N", 10000) {
+        g.item = seed % 2 == 0;
+        match walks::walk(&g, seed) { Ok(n) => steps += n, Err(f) => { failed += 1;
+          if best.as_ref().is_none_or(|b| b.1.actions.len() > f.actions.len()) { best = Some((seed, f)); } if failed > get("STOP", 1000000) { break } } }
+    }
+    eprintln!("{failed} failed; {steps} steps; {:?}", begun.elapsed());
+    if let Some((seed, f)) = best { g.item = seed % 2 == 0; eprintln!("{seed} {}\n{}", f.property, walks::story(&g, &f.actions)); }
 }

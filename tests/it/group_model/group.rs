@@ -187,7 +187,7 @@ impl<const N: usize> State<N> {
             Request::Restamp { at, stale, content, version } => match item(at) {
                 Some(found) if found.stamp == Some(stale) => {
                     let stamp = Some(Stamp { version, marked: false, digest: content });
-                    let content = if rules.replaces { content } else { found.content };
+                    let content = if rules.whole { content } else { found.content };
                     (at, Some(Item { content, stamp }))
                 }
                 _ => return false,

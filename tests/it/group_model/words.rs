@@ -96,15 +96,13 @@ pub(super) struct Rules {
     pub(super) unchanged: bool,
     /// A mark that comes with a content is an application's, which read the item between the steps of a delete.
     pub(super) carried: bool,
-    /// restamp is a put
-    pub(super) replaces: bool,
-    /// restamp marks only when not on old
-    pub(super) window: bool,
+    /// Giving such an item a new stamp writes its content too.
+    pub(super) whole: bool,
 }
 
 impl Rules {
     pub(super) const ALL: Self =
-        Self { repair: true, ledger: true, creation: true, restamp: true, marks: true, unchanged: true, carried: true, replaces: true, window: false };
+        Self { repair: true, ledger: true, creation: true, restamp: true, marks: true, unchanged: true, carried: true, whole: true };
 }
 
 /// What a record is taken for.
@@ -131,7 +129,7 @@ impl Rules {
                 Some(stamp) if new.clean() && !(self.carried && stamp.marked) => {
                     Kind::EchoCreated(stamp.version)
                 }
-                _ => Kind::Created(new, self.stale(record.old, new)),
+                _ => Kind::Created(new, self.stale(new)),
             },
             (Some(old), Some(new)) => {
                 let same = old.content == new.content;
@@ -143,7 +141,7 @@ impl Rules {
                     Some(stamp) if new.clean() && !(self.carried && stamp.marked) => {
                         Kind::EchoOver(stamp.version)
                     }
-                    _ => Kind::Written(new, self.stale(record.old, new)),
+                    _ => Kind::Written(new, self.stale(new)),
                 }
             }
             (Some(old), None) => match old.stamp {
@@ -158,8 +156,7 @@ impl Rules {
     }
 
     /// The stamp on what an application wrote that would be taken for what it is not.
-    fn stale(&self, old: Option<Item>, new: Item) -> Option<Stamp> {
-        let fresh = !self.window || old.and_then(|old| old.stamp) != new.stamp;
-        new.stamp.filter(|stamp| new.clean() || (self.carried && stamp.marked && fresh))
+    fn stale(&self, new: Item) -> Option<Stamp> {
+        new.stamp.filter(|stamp| new.clean() || (self.carried && stamp.marked))
     }
 }
