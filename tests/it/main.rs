@@ -11,6 +11,7 @@
 
 mod commands;
 mod demo;
+mod group_model;
 mod lanes;
 mod leases;
 mod model;

@@ -1,7 +1,8 @@
-//! The group: members, lanes, requests; what may happen next, and what it does.
+//! The group: what applications, lanes and dead workers may do next, and what must hold.
 
+use super::state::{Lane, Member, Request, State, Step};
 use super::words::{Item, Kind, Record, Rules, Stamp, Version};
-use shardwalker::invariants::{self, Invariant, Verdict};
+use shardwalker::invariants::{self, Invariant};
 use stateright::{Model, Property};
 
 /// The bounds of a search, and the rules that hold in it.
@@ -25,79 +26,29 @@ pub(super) struct Group<const N: usize> {
     pub(super) readings: u8,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct State<const N: usize> {
-    pub(super) members: [Member; N],
-    /// `[m][q]`: from m to q.
-    pub(super) lanes: [[Lane; N]; N],
-    pub(super) ledger: Option<Version>,
-    /// Requests of dead workers that have not arrived.
-    pub(super) late: Vec<Request>,
-    pub(super) replays: u8,
-    pub(super) settings: u8,
-    /// The highest version that an application's write was given, and what it left.
-    pub(super) last: Option<(Version, Option<u8>)>,
-    /// The first invariant that a single step broke.
-    pub(super) broken: Option<Invariant>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct Member {
-    pub(super) item: Option<Item>,
-    /// The version of the application's write that left the item dirty.
-    pub(super) dirty: Option<Version>,
-    pub(super) stream: Vec<Record>,
-    /// Records before the stream's first that nobody will read again, and the clock after them.
-    pub(super) trimmed: (u8, u8),
-    /// The clock after the last record.
-    pub(super) hlc: u8,
-    pub(super) clock: u8,
-    pub(super) writes: u8,
-    pub(super) reads: u8,
-    /// What an application holds in its memory.
-    pub(super) read: Option<Item>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct Lane {
-    /// Records that are done, and the clock after them.
-    pub(super) at: u8,
-    pub(super) hlc: u8,
-    /// What is to be done next for the record that follows.
-    pub(super) step: Option<Step>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Step {
-    /// Read the ledger for an application's creation.
-    Ask,
-    /// Read the ledger for a creation of ours.
-    Check(Version),
-    /// Read the peer's item, which may have to come back.
-    Read { above: Version },
-    /// Read the item that is to be deleted.
-    Look { at: u8, version: Version },
-    Send(Request),
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Request {
-    Raise(Version),
-    Put { at: u8, content: u8, version: Version },
-    Mark { at: u8, seen: Option<Stamp>, stamp: Stamp },
-    Delete { at: u8, stamp: Stamp },
-    Restamp { at: u8, stale: Stamp, content: u8, version: Version },
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Action {
-    Write { member: u8, write: Write },
+    Write {
+        member: u8,
+        write: Write,
+    },
     /// An application reads the item, to put it back later.
     Read(u8),
-    Clock { member: u8, to: u8 },
-    Lane { from: u8, to: u8 },
+    Clock {
+        member: u8,
+        to: u8,
+    },
+    Lane {
+        from: u8,
+        to: u8,
+    },
     /// The lane's worker dies; another goes on from an earlier checkpoint. What was under way may arrive later.
-    Replay { from: u8, to: u8, at: u8, late: bool },
+    Replay {
+        from: u8,
+        to: u8,
+        at: u8,
+        late: bool,
+    },
     Arrives(u8),
 }
 
@@ -119,100 +70,6 @@ pub(super) enum Write {
 /// Records of one member's stream: more can only come of a loop.
 const ENDLESS: u8 = 40;
 
-impl Member {
-    fn length(&self) -> u8 {
-        self.trimmed.0 + self.stream.len() as u8
-    }
-
-    fn record(&self, at: u8) -> Option<&Record> {
-        self.stream.get(usize::from(at - self.trimmed.0))
-    }
-
-    /// The clock of a checkpoint.
-    fn hlc_at(&self, at: u8) -> u8 {
-        if at == self.trimmed.0 { self.trimmed.1 } else { self.stream[usize::from(at - self.trimmed.0) - 1].hlc }
-    }
-}
-
-impl<const N: usize> State<N> {
-    fn expect(&mut self, verdict: Verdict) {
-        if let Err(violation) = verdict {
-            self.broken.get_or_insert(violation.invariant);
-        }
-    }
-
-    /// What a write makes of a member's item. One that changes nothing leaves no record.
-    fn change(&mut self, at: u8, new: Option<Item>, ours: bool) {
-        let member = &mut self.members[usize::from(at)];
-        let old = std::mem::replace(&mut member.item, new);
-        if old == new {
-            return;
-        }
-        let mut record = Record { old, new, created: member.clock, ours, hlc: 0 };
-        record.hlc = record.fold(member.hlc);
-        member.hlc = record.hlc;
-        member.stream.push(record);
-        if ours {
-            let version = |item: Option<Item>| Some(item?.version()?.real());
-            self.expect(invariants::versions_never_fall(version(old), version(new)));
-        } else if !record.like_ours() {
-            let version = Version { hlc: record.hlc, member: at };
-            member.dirty = Some(version);
-            self.last = self.last.max(Some((version, new.map(|item| item.content))));
-        }
-        let member = &mut self.members[usize::from(at)];
-        member.dirty = member.dirty.filter(|_| member.item.is_some_and(|item| !item.clean()));
-    }
-
-    /// A request arrives; whether its condition held.
-    fn send(&mut self, rules: &Rules, request: Request) -> bool {
-        let item = |at: u8| self.members[usize::from(at)].item;
-        let (at, new) = match request {
-            Request::Raise(version) => {
-                if rules.ledger {
-                    self.ledger = self.ledger.max(Some(version));
-                }
-                return true;
-            }
-            Request::Put { at, content, version } => {
-                if item(at).and_then(Item::version) >= Some(version) {
-                    return false;
-                }
-                (at, Some(Item { content, stamp: Some(Stamp { version, marked: false, digest: content }) }))
-            }
-            Request::Mark { at, seen, stamp } => match item(at) {
-                Some(found) if found.stamp == seen => (at, Some(Item { stamp: Some(stamp), ..found })),
-                _ => return false,
-            },
-            Request::Restamp { at, stale, content, version } => match item(at) {
-                Some(found) if found.stamp == Some(stale) => {
-                    let stamp = Some(Stamp { version, marked: false, digest: content });
-                    let content = if rules.whole { content } else { found.content };
-                    (at, Some(Item { content, stamp }))
-                }
-                _ => return false,
-            },
-            Request::Delete { at, stamp } => match item(at) {
-                Some(found) if found.stamp == Some(stamp) => (at, None),
-                _ => return false,
-            },
-        };
-        self.change(at, new, true);
-        true
-    }
-
-    /// Whether all lanes are at the end and nothing is under way.
-    pub(super) fn quiet(&self) -> bool {
-        self.late.is_empty() && self.lanes.iter().flatten().all(|lane| lane.step.is_none())
-    }
-
-    /// The version that a member's item has, dirty or not.
-    fn version(member: &Member) -> Option<Version> {
-        let item = member.item?;
-        if item.clean() { item.version() } else { member.dirty }
-    }
-}
-
 impl<const N: usize> Group<N> {
     /// The one lane of a member that looks after an echo of this version.
     fn duty(from: u8, version: Version) -> u8 {
@@ -224,14 +81,13 @@ impl<const N: usize> Group<N> {
         let version = Version { hlc: record.hlc, member: from };
         let rules = &self.rules;
         match rules.kind(record) {
-            Kind::Written(new, _) => {
-                Some(Step::Send(Request::Put { at: to, content: new.content, version }))
-            }
+            Kind::Written(new, _) => Some(Step::Send(Request::Put { at: to, content: new.content, version })),
             Kind::Created(..) => Some(Step::Ask),
             Kind::Deleted => Some(Step::Send(Request::Raise(version))),
             Kind::Echo => None,
-            Kind::EchoOver(version) => (rules.repair && Self::duty(from, version) == to)
-                .then_some(Step::Read { above: version }),
+            Kind::EchoOver(version) => {
+                (rules.repair && Self::duty(from, version) == to).then_some(Step::Read { above: version })
+            }
             Kind::EchoCreated(version) => {
                 (rules.creation && Self::duty(from, version) == to).then_some(Step::Check(version))
             }
@@ -358,7 +214,9 @@ impl<const N: usize> Group<N> {
             if let Some(stamp) = item.stamp {
                 writes.push(Write::Update);
                 let own = 1 + number * 8..1 + number * 8 + self.writes[usize::from(number)] - member.writes;
-                let old = own.chain((!(number * 8 + 1..number * 8 + 8).contains(&stamp.digest)).then_some(stamp.digest));
+                let old = own.chain(
+                    (!(number * 8 + 1..number * 8 + 8).contains(&stamp.digest)).then_some(stamp.digest),
+                );
                 writes.extend(old.filter(|old| *old != item.content).map(Write::TurnBack));
             }
         }
@@ -400,7 +258,8 @@ impl<const N: usize> Model for Group<N> {
             if member.writes > 0 {
                 let writes = self.writes(member, number);
                 actions.extend(writes.into_iter().map(|write| Action::Write { member: number, write }));
-                let stamped = member.item.is_some_and(|item| item.stamp.is_some() && Some(item) != member.read);
+                let stamped =
+                    member.item.is_some_and(|item| item.stamp.is_some() && Some(item) != member.read);
                 actions.extend((stamped && member.reads < self.reads).then_some(Action::Read(number)));
                 if state.settings < self.settings {
                     let clocks = (0..self.readings).filter(|to| *to != member.clock);
@@ -487,7 +346,7 @@ impl<const N: usize> Model for Group<N> {
                             && content == last.and_then(|(_, content)| content)
                     })
             }),
-            Property::always(WHOLE, |_, state: &State<N>| {
+            Property::always(HALF, |_, state: &State<N>| {
                 !state.quiet() || state.members.iter().all(|member| !member.item.is_some_and(Item::marked))
             }),
             Property::always(NO_RESURRECTION, |_, state: &State<N>| {
@@ -508,15 +367,32 @@ impl<const N: usize> Model for Group<N> {
             Property::always(ENDS, |_, state: &State<N>| {
                 state.members.iter().all(|member| member.length() < ENDLESS)
             }),
+            Property::sometimes(REPAIRED, |_, state: &State<N>| {
+                state
+                    .under_way(|from, step| matches!(step, Step::Send(Request::Put { at, .. }) if at == from))
+            }),
+            Property::sometimes(OUTLIVED, |_, state: &State<N>| {
+                state.under_way(|from, step| matches!(step, Step::Look { at, .. } if at == from))
+            }),
+            Property::sometimes(RESTAMPED, |_, state: &State<N>| {
+                state.under_way(|_, step| matches!(step, Step::Send(Request::Restamp { .. })))
+            }),
+            Property::sometimes(LATE, |_, state: &State<N>| {
+                state.late.iter().any(|request| state.clone().send(&Rules::ALL, *request))
+            }),
         ]
     }
 }
 
 pub(super) const EQUAL: &str = "a quiet group's members are equal";
 pub(super) const LAST_WRITER: &str = "a quiet group holds what the last writer left";
-pub(super) const WHOLE: &str = "a quiet group has no item that is half deleted";
+pub(super) const HALF: &str = "a quiet group has no item that is half deleted";
 pub(super) const NO_RESURRECTION: &str = Invariant::NoResurrection.name();
 pub(super) const VERSIONS: &str = Invariant::VersionsNeverFall.name();
 pub(super) const NO_ECHO: &str = Invariant::NoEcho.name();
 pub(super) const ONE_VERSION: &str = Invariant::OneVersionPerRecord.name();
 pub(super) const ENDS: &str = "every group comes to rest";
+pub(super) const REPAIRED: &str = "a peer's item comes back";
+pub(super) const OUTLIVED: &str = "a delete wins over a creation";
+pub(super) const RESTAMPED: &str = "an application's write gets a new stamp";
+pub(super) const LATE: &str = "a dead worker's request may still take effect";

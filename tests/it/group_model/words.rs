@@ -96,13 +96,24 @@ pub(super) struct Rules {
     pub(super) unchanged: bool,
     /// A mark that comes with a content is an application's, which read the item between the steps of a delete.
     pub(super) carried: bool,
-    /// Giving such an item a new stamp writes its content too.
+    /// The new stamp of an item that an application wrote comes with the content that it was made for.
     pub(super) whole: bool,
+    /// Our own writes are known from applications'.
+    pub(super) echoes: bool,
 }
 
 impl Rules {
-    pub(super) const ALL: Self =
-        Self { repair: true, ledger: true, creation: true, restamp: true, marks: true, unchanged: true, carried: true, whole: true };
+    pub(super) const ALL: Self = Self {
+        repair: true,
+        ledger: true,
+        creation: true,
+        restamp: true,
+        marks: true,
+        unchanged: true,
+        carried: true,
+        whole: true,
+        echoes: true,
+    };
 }
 
 /// What a record is taken for.
@@ -124,39 +135,37 @@ pub(super) enum Kind {
 
 impl Rules {
     pub(super) fn kind(&self, record: &Record) -> Kind {
+        // Our mark changes nothing but the stamp.
+        let carried = |new: Item| self.carried && new.marked();
         match (record.old, record.new) {
+            (None, Some(new)) if !self.echoes => Kind::Created(new, None),
+            (Some(_), Some(new)) if !self.echoes => Kind::Written(new, None),
             (None, Some(new)) => match new.stamp {
-                Some(stamp) if new.clean() && !(self.carried && stamp.marked) => {
-                    Kind::EchoCreated(stamp.version)
-                }
+                Some(stamp) if new.clean() && !carried(new) => Kind::EchoCreated(stamp.version),
                 _ => Kind::Created(new, self.stale(new)),
             },
             (Some(old), Some(new)) => {
-                let same = old.content == new.content;
-                match new.stamp.filter(|stamp| old.version() < Some(stamp.version)) {
-                    Some(_) if old.clean() && new.clean() && (same || !(self.carried && new.marked())) => {
-                        Kind::Echo
-                    }
-                    Some(stamp) if self.unchanged && same => Kind::EchoOver(stamp.version),
-                    Some(stamp) if new.clean() && !(self.carried && stamp.marked) => {
-                        Kind::EchoOver(stamp.version)
-                    }
-                    _ => Kind::Written(new, self.stale(new)),
+                let ours = match old.content == new.content {
+                    true => new.clean() || self.unchanged,
+                    false => new.clean() && !carried(new),
+                };
+                match new.stamp.filter(|stamp| ours && old.version() < Some(stamp.version)) {
+                    Some(_) if old.clean() && new.clean() => Kind::Echo,
+                    Some(stamp) => Kind::EchoOver(stamp.version),
+                    None => Kind::Written(new, self.stale(new)),
                 }
             }
             (Some(old), None) => match old.stamp {
-                Some(stamp) if self.marks && stamp.marked => match old.clean() {
-                    true => Kind::Echo,
-                    false => Kind::EchoOver(stamp.version),
-                },
+                Some(stamp) if self.marks && stamp.marked && old.clean() => Kind::Echo,
+                Some(stamp) if self.marks && stamp.marked => Kind::EchoOver(stamp.version),
                 _ => Kind::Deleted,
             },
             (None, None) => unreachable!("a write that changes nothing leaves no record"),
         }
     }
 
-    /// The stamp on what an application wrote that would be taken for what it is not.
+    /// The stamp on what an application wrote, when it would be taken for what it is not.
     fn stale(&self, new: Item) -> Option<Stamp> {
-        new.stamp.filter(|stamp| new.clean() || (self.carried && stamp.marked))
+        new.stamp.filter(|_| new.clean() || (self.carried && new.marked()))
     }
 }
