@@ -20,8 +20,9 @@ pub enum Record {
     Write {
         /// There was no item before.
         creates: bool,
-        /// The stamp that the item carries though its content is as that stamp says: an old content came back. Nobody
-        /// can tell it from a copy until it is stamped anew.
+        /// The stamp that the item carries and must not keep. Its content is as that stamp says, for an old content came
+        /// back: nobody could tell it from a copy. Or it has the mark of a delete, which an application read between the
+        /// two steps and put back: its next delete would pass for ours.
         stale: Option<Stamp>,
         /// The stamp is newer than the one before and does not match the content. No application does that but one
         /// that copies items from member to member, with our attribute; digests that are not stable would.
@@ -81,23 +82,23 @@ pub fn classify(change: &Change, max_drift: Duration) -> Record {
     let Some(stamp) = stamp else {
         return Record::Write { creates, stale: None, strange: false };
     };
-    match old {
-        // We never create an item that is being deleted: an application has put back what it had read.
-        None if clean && stamp.mark == Mark::Put => Record::Echo { stamp, over: Over::Nothing },
-        None => Record::Write { creates, stale: None, strange: false },
+    // We never mark an item and change its content at once, nor create one with a mark.
+    let put = clean && stamp.mark == Mark::Put;
+    let (newer, over, ours) = match old {
+        None => (true, Over::Nothing, put),
         Some((was, before, was_clean)) => {
             let newer = before.is_none_or(|before| before.version < stamp.version);
-            let over = if was_clean { Over::Clean } else { Over::Dirty };
-            match (newer, clean) {
-                (true, true) => Record::Echo { stamp, over },
-                // Nothing but the stamp has changed, so it is ours: an application's write has come between what we
-                // looked at and this.
-                (true, false) if was == digest => Record::Echo { stamp, over: Over::Dirty },
-                (newer, false) => Record::Write { creates, stale: None, strange: newer },
-                (false, true) => Record::Write { creates, stale: Some(stamp), strange: false },
-            }
+            let over = if was_clean && clean { Over::Clean } else { Over::Dirty };
+            // Where nothing but the stamp has changed it is ours, even when it does not match: an application's write has
+            // come between what we looked at and this.
+            (newer, over, newer && (put || was == digest))
         }
+    };
+    if ours {
+        return Record::Echo { stamp, over };
     }
+    let stale = Some(stamp).filter(|stamp| clean || stamp.mark == Mark::Deleted);
+    Record::Write { creates, stale, strange: newer && !clean && !creates }
 }
 
 /// What the lane to one peer does about a record.

@@ -11,6 +11,7 @@
 
 mod commands;
 mod demo;
+mod group_model;
 mod groups;
 mod groups_config;
 mod lanes;
