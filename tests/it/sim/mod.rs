@@ -215,3 +215,20 @@ fn without_a_rule_some_seed_diverges() {
         eprintln!("{sabotage:?}: seed {}: {}", outcome.seed, outcome.violation.unwrap());
     }
 }
+
+/// The same of groups, and of each rule that only they have.
+#[test]
+fn without_a_rule_some_group_diverges() {
+    let sabotages = [
+        (Sabotage::Conditions, 1),
+        (Sabotage::Ledger, 1),
+        (Sabotage::Repair, 1),
+        (Sabotage::Marks, 1),
+        (Sabotage::Restamp, 1),
+    ];
+    for (sabotage, from) in sabotages {
+        let found = explore(World::Group, from..from + 200, Some(sabotage));
+        let outcome = found.expect_err(&format!("{sabotage:?} must be found"));
+        eprintln!("{sabotage:?}: seed {}: {}", outcome.seed, outcome.violation.unwrap());
+    }
+}

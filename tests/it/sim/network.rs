@@ -19,6 +19,7 @@ use futures::{FutureExt, StreamExt};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
+use shardwalker::version::{Mark, Stamp};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -34,6 +35,14 @@ pub(super) enum Sabotage {
     Fencing,
     /// The listings do not say which shard continues which.
     Parents,
+    /// The ledger is read as empty: in a group, nobody sees that an item was created after its delete.
+    Ledger,
+    /// Nothing is brought back that a member's own application had written and we had replaced.
+    Repair,
+    /// The first step of a delete does not mark the item, so that its removal looks like an application's.
+    Marks,
+    /// An item whose old content came back keeps its stale stamp.
+    Restamp,
 }
 
 type Answer = Result<HttpResponse, ConnectorError>;
@@ -148,7 +157,10 @@ impl Network {
                 // The sandbox answers without waiting, so that nothing comes between the judge's two looks.
                 let mut judge = judge.lock().unwrap_or_else(PoisonError::into_inner);
                 let before = judge.before(&seen);
-                let result = door.call(request).now_or_never().expect("the sandbox does not wait");
+                let result = match sabotage.is_some_and(|sabotage| sabotage.swallows(&seen)) {
+                    true => Ok(HttpResponse::new(200.try_into().unwrap(), SdkBody::from("{}"))),
+                    false => door.call(request).now_or_never().expect("the sandbox does not wait"),
+                };
                 judge.court_mut().arrived(worker, &seen, &result);
                 judge.landed(&seen, before);
                 result
@@ -187,13 +199,49 @@ impl Network {
 }
 
 impl Sabotage {
+    /// Whether a request never arrives, though its sender is told that it took effect.
+    fn swallows(self, seen: &Request) -> bool {
+        if !seen.is_member_write() {
+            return false;
+        }
+        let stamp = |value: &Value| value["S"].as_str().and_then(Stamp::parse);
+        match self {
+            // What a member's application has written comes to it from elsewhere only by a repair.
+            Self::Repair => {
+                let number = seen.table().split(':').nth(4).and_then(|account| account.parse::<u64>().ok());
+                let stamp = stamp(&seen.body["Item"]["shardwalker"]);
+                stamp.is_some_and(|stamp| number == Some(111_111_111_110 + u64::from(stamp.version.member)))
+            }
+            Self::Restamp => {
+                let stamp = stamp(&seen.body["ExpressionAttributeValues"][":stamp"]);
+                stamp.is_some_and(|stamp| stamp.mark == Mark::Put)
+            }
+            _ => false,
+        }
+    }
+
+    /// A delete's two steps, with the stamps of a put.
+    fn unmark(seen: &Request, request: &mut HttpRequest) {
+        let mut body = seen.body.clone();
+        for value in [":stamp", ":seen"] {
+            let text = &mut body["ExpressionAttributeValues"][value]["S"];
+            if let Some(stamp) = text.as_str().and_then(Stamp::parse) {
+                *text = json!(Stamp { mark: Mark::Put, ..stamp }.to_string());
+            }
+        }
+        *request.body_mut() = SdkBody::from(body.to_string());
+    }
+
     fn spoil_request(self, seen: &Request, request: &mut HttpRequest) {
         let about_stamps =
             seen.body["ConditionExpression"].as_str().is_some_and(|text| text.contains("#stamp"));
         let spoilt = match self {
             Self::Conditions => seen.is_member_write() && about_stamps,
             Self::Fencing => seen.is_lease_change(),
-            Self::Parents => false,
+            Self::Marks if seen.is_member_write() && seen.operation != "PutItem" => {
+                return Self::unmark(seen, request);
+            }
+            _ => false,
         };
         let Some(condition) = seen.body["ConditionExpression"].as_str().filter(|_| spoilt) else { return };
         // Still there, so that its names and values are used.
@@ -203,14 +251,19 @@ impl Sabotage {
     }
 
     fn spoil_answer(self, seen: &Request, response: &mut HttpResponse) {
-        if self != Self::Parents || seen.operation != "DescribeStream" || !response.status().is_success() {
-            return;
-        }
+        let spoilt = match self {
+            Self::Parents => seen.operation == "DescribeStream",
+            Self::Ledger => seen.operation == "BatchGetItem",
+            _ => false,
+        };
         let body: Option<Value> =
             response.body().bytes().and_then(|bytes| serde_json::from_slice(bytes).ok());
-        let Some(mut body) = body else { return };
+        let Some(mut body) = body.filter(|_| spoilt && response.status().is_success()) else { return };
         for shard in body["StreamDescription"]["Shards"].as_array_mut().into_iter().flatten() {
             shard.as_object_mut().map(|shard| shard.remove("ParentShardId"));
+        }
+        for rows in body["Responses"].as_object_mut().into_iter().flatten() {
+            *rows.1 = json!([]);
         }
         *response.body_mut() = SdkBody::from(body.to_string());
     }

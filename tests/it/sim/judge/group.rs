@@ -204,6 +204,10 @@ impl Group {
             Wrote::Put if reached(at.highest) => Fate::Applied,
             Wrote::Put if reached(tombstone) => Fate::Superseded,
             Wrote::Delete if reached(tombstone) && reached(at.deleted) => Fate::Applied,
+            // A newer delete, which its own lane brings to every member.
+            Wrote::Delete if tombstone.is_some_and(|tombstone| tombstone > record.version) => {
+                Fate::Superseded
+            }
             Wrote::Delete if reached(tombstone) && reached(at.highest) => Fate::Superseded,
             Wrote::Put | Wrote::Delete => Fate::Open,
         }
