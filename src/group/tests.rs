@@ -107,16 +107,20 @@ fn a_delete_in_two_steps_is_ours_and_a_write_between_them_is_seen() {
         "over an application's"
     );
     assert_eq!(record(Some(("a", Some(d))), None), Record::Removal);
+    let marked = |creates| Record::Write { creates, stale: Some(d), strange: false };
     assert_eq!(
         record(Some(("a", Some(d))), Some(("b", Some(d)))),
-        write(false),
+        marked(false),
         "an update of a marked item"
     );
     assert_eq!(record(Some(("b", Some(d))), None), echo(d, Over::Dirty), "and its removal");
     // The content changed after it was looked at and before it was marked.
     assert_eq!(record(Some(("b", Some(s))), Some(("b", Some(d)))), echo(d, Over::Dirty));
-    // We never create a marked item.
-    assert_eq!(record(None, Some(("a", Some(d)))), write(true));
+    // We never create a marked item, nor change one as we mark it: an application put back what it had read.
+    assert_eq!(record(None, Some(("a", Some(d)))), marked(true));
+    assert_eq!(record(None, Some(("b", Some(d)))), marked(true));
+    assert_eq!(record(Some(("o", Some(s))), Some(("a", Some(d)))), marked(false));
+    assert_eq!(record(Some(("o", None)), Some(("a", Some(d)))), marked(false));
 }
 
 #[test]
