@@ -41,6 +41,9 @@ def parse(argv):
     parser.add_argument(
         "--items", type=int, metavar="N", help="at most N items of the data (default: all; moto 200)"
     )
+    parser.add_argument(
+        "--seconds", type=int, default=60, metavar="N", help="how long members are written at once (default: 60)"
+    )
     parser.add_argument("--seed", type=int, help="of the load (default: a new one, printed)")
     return parser.parse_args(argv)
 

@@ -47,6 +47,7 @@ class Context:
         self.endpoint = endpoint
         self.directory = directory
         self.seed = seed
+        self.seconds = arguments.seconds
         self._binary = arguments.binary
         self._items = arguments.items or endpoint.items
         self._services = []

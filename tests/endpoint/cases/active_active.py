@@ -12,7 +12,6 @@ NAME = "active_active"
 NEEDS = ()
 
 KEYS = 200
-SECONDS = 60
 KILL_EVERY = 4
 QUIET = 10
 
@@ -25,7 +24,7 @@ def run(context):
         worker.start()
         worker.wait_ready()
 
-    stop = time.monotonic() + SECONDS
+    stop = time.monotonic() + context.seconds
     writers = [Writer(member, context.seed + number) for number, member in enumerate(members)]
     threads = [load.Background(lambda writer=writer: writer.run(stop)) for writer in writers]
     chance, kills = random.Random(context.seed), 0
@@ -40,7 +39,7 @@ def run(context):
     for thread in threads:
         thread.join()
     wrote = sum(writer.writes for writer in writers)
-    context.say(f"{wrote} writes to {KEYS} keys at three members in {SECONDS} s, {kills} kills")
+    context.say(f"{wrote} writes to {KEYS} keys at three members in {context.seconds} s, {kills} kills")
 
     until("the members are equal", lambda: equal(members), 180, pause=1)
     before, requests = until("nobody writes any more", lambda: quiet(members, workers), 120)
