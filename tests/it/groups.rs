@@ -329,3 +329,50 @@ async fn a_delete_wins_over_older_writes_and_loses_to_newer_ones() {
     assert!(rows.iter().any(|row| row["loser"]["S"] == "a" && row["winner"]["S"] == "c"), "{rows:?}");
     worker.stop().await.unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn without_conflicts_a_write_costs_one_request_at_each_peer_and_a_delete_two() {
+    let group = Group::new();
+    let worker = group.start("").await;
+    let peers = [ACCOUNTS[1].0, ACCOUNTS[2].0];
+    let count = |operation: &str, accounts: &[&str]| -> u64 {
+        let counts = group.sandbox.counters().snapshot();
+        let of =
+            |account: &&str| counts.get(operation).and_then(|by| by.get(*account)).map_or(0, |c| c.requests);
+        accounts.iter().map(of).sum()
+    };
+    let sent = |accounts: &[&str]| {
+        ["PutItem", "UpdateItem", "DeleteItem", "GetItem"].map(|operation| count(operation, accounts))
+    };
+    let keys: Vec<String> = (0..25).map(|n| format!("k{n}")).collect();
+    let n = keys.len() as u64;
+    group.until_quiet().await;
+    let mut before = sent(&peers);
+    let mut since = |peers: &[&str]| {
+        let now = sent(peers);
+        let more = std::array::from_fn(|at| now[at] - before[at]);
+        before = now;
+        more
+    };
+    for id in &keys {
+        group.apps[0].put(TABLE, id, "created").await;
+    }
+    group.until_quiet().await;
+    assert_eq!(since(&peers), [2 * n, 0, 0, 0], "creations");
+    for id in &keys {
+        group.update(0, id, "updated").await;
+    }
+    group.until_quiet().await;
+    assert_eq!(since(&peers), [2 * n, 0, 0, 0], "updates");
+    let at_home = sent(&[ACCOUNTS[0].0]);
+    for id in &keys {
+        group.apps[0].delete(TABLE, id).await;
+    }
+    group.until_quiet().await;
+    assert_eq!(since(&peers), [0, 2 * n, 2 * n, 2 * n], "deletes: a look, a mark, the removal");
+    let deletes_of_the_application = [0, 0, n, 0];
+    let more: [u64; 4] = std::array::from_fn(|at| sent(&[ACCOUNTS[0].0])[at] - at_home[at]);
+    assert_eq!(more, deletes_of_the_application, "nothing at home");
+    assert!(group.equal() && group.items(0).is_empty());
+    worker.stop().await.unwrap();
+}
