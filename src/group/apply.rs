@@ -69,7 +69,9 @@ impl GroupLane {
                 Placed::Beaten(_) => Ok(Some(Outcome::Superseded)),
             },
             (Step::Check(stamp), _) => self.check(peer, change, stamp.version).await.map(|_| None),
-            (Step::Repair(stamp), _) => self.repair(peer, change, stamp.version).await.map(|_| None),
+            (Step::Repair(stamp), _) => {
+                self.repair(peer, change, |found| found > stamp.version).await.map(|()| None)
+            }
             (Step::Nothing, _) => Ok(None),
         }
     }
@@ -92,8 +94,13 @@ impl GroupLane {
         if let Some(stale) = stale {
             let home = &self.route.home;
             let stamped = home.restamp(&change.key, &image.content, stale, version).await.map_err(at_home)?;
-            if !stamped {
-                self.repair(peer, change, version).await?;
+            let now = if stamped { None } else { Some(home.look(&change.key).await.map_err(at_home)?) };
+            match now {
+                // An application has put something else there, whose own record follows.
+                None | Some(Some(Image { stamp: None, .. })) => {}
+                // A write of ours took the item for the copy that its stale stamp says it is, and its echo looks
+                // like one over such: this very write may be what it replaced.
+                Some(_) => self.repair(peer, change, |found| found >= version).await?,
             }
         }
         Ok(outcome)
@@ -109,18 +116,22 @@ impl GroupLane {
         Ok(true)
     }
 
-    /// A write of this version replaced an application's at home. Every peer that has acknowledged that one tells
-    /// whether it was newer: then it comes back.
-    async fn repair(&self, peer: &Peer, change: &Change, version: Version) -> Result<bool, StepError> {
+    /// A write of ours replaced an application's at home. Every peer that has acknowledged that one tells whether it
+    /// was newer: then it comes back.
+    async fn repair(
+        &self,
+        peer: &Peer,
+        change: &Change,
+        newer: impl Fn(Version) -> bool,
+    ) -> Result<(), StepError> {
         let Some(Image { content, stamp: Some(stamp) }) = peer.look(&change.key).await? else {
-            return Ok(false);
+            return Ok(());
         };
         let clean = stamp.digest == content.digest(None);
-        if !clean || stamp.mark != Mark::Put || stamp.version <= version {
-            return Ok(false);
+        if clean && stamp.mark == Mark::Put && newer(stamp.version) {
+            self.route.home.place(&content, stamp.version).await.map_err(at_home)?;
         }
-        self.route.home.place(&content, stamp.version).await.map_err(at_home)?;
-        Ok(true)
+        Ok(())
     }
 }
 
