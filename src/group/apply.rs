@@ -79,7 +79,7 @@ impl GroupLane {
                 Ok(None)
             }
             (Step::Repair(stamp), _) => {
-                self.repair(peer, change, stamp).await?;
+                self.repair(peer, change, stamp, |found| found > stamp.version).await?;
                 Ok(None)
             }
             (Step::Nothing, _) => Ok(None),
@@ -107,8 +107,16 @@ impl GroupLane {
         if let Some(stale) = stale {
             let home = &self.route.home;
             let stamped = home.restamp(&change.key, &image.content, stale, version).await.map_err(at_home)?;
-            if !stamped {
-                self.repair(peer, change, Stamp { version, ..stale }).await?;
+            let now = if stamped { None } else { Some(home.look(&change.key).await.map_err(at_home)?) };
+            match now {
+                // An application has put something else there, whose own record follows.
+                None | Some(Some(Image { stamp: None, .. })) => {}
+                // A write of ours took the item for the copy that its stale stamp says it is, and its echo looks like one
+                // over such: this very write may be what it replaced.
+                Some(_) => {
+                    let ours = Stamp { version, ..stale };
+                    self.repair(peer, change, ours, |found| found >= version).await?;
+                }
             }
         }
         Ok(outcome)
@@ -136,14 +144,20 @@ impl GroupLane {
         Ok(true)
     }
 
-    /// A write of this version replaced an application's at home. Every peer that has acknowledged that one tells
-    /// whether it was newer: then it comes back.
-    async fn repair(&self, peer: &Peer, change: &Change, ours: Stamp) -> Result<(), StepError> {
+    /// A write of ours replaced an application's at home. Every peer that has acknowledged that one tells whether it
+    /// was newer: then it comes back.
+    async fn repair(
+        &self,
+        peer: &Peer,
+        change: &Change,
+        ours: Stamp,
+        newer: impl Fn(Version) -> bool,
+    ) -> Result<(), StepError> {
         let Some(Image { content, stamp: Some(stamp) }) = peer.look(&change.key).await? else {
             return Ok(());
         };
-        let (version, newer) = (ours.version, stamp.version > ours.version);
-        if !newer || stamp.mark != Mark::Put || stamp.digest != content.digest(None) {
+        let version = ours.version;
+        if !newer(stamp.version) || stamp.mark != Mark::Put || stamp.digest != content.digest(None) {
             return Ok(());
         }
         self.route.home.place(&content, stamp.version).await.map_err(at_home)?;

@@ -185,6 +185,23 @@ impl Plan {
 }
 
 impl Plan {
+    /// A group of two with one worker, in which nothing happens but these events.
+    pub(super) fn calm(seed: u64, events: Vec<(Duration, Event)>) -> Self {
+        Self {
+            seed,
+            world: World::Group,
+            routes: vec![1, 1],
+            workers: 1,
+            shards: 1,
+            stream_limits: false,
+            in_flight: 4,
+            events,
+            faults: Vec::new(),
+            weather: Weather::default(),
+            network: Delays { usual_ms: 50, slow: 0.0, held: 0.0 },
+        }
+    }
+
     /// Whether records are lost unread.
     pub(super) fn has_outage(&self) -> bool {
         self.events.iter().any(|(_, event)| *event == Event::Outage)

@@ -53,8 +53,13 @@ pub(super) struct Outcome {
 
 /// Runs a seed in a runtime of its own, on this thread, in virtual time.
 pub(super) fn seed(world: World, seed: u64, sabotage: Option<Sabotage>) -> Outcome {
+    of(Plan::of(world, seed), sabotage)
+}
+
+/// Runs a plan as [`seed`] does.
+pub(super) fn of(plan: Plan, sabotage: Option<Sabotage>) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
-    runtime.unwrap().block_on(Box::pin(run(Plan::of(world, seed), sabotage)))
+    runtime.unwrap().block_on(Box::pin(run(plan, sabotage)))
 }
 
 async fn run(plan: Plan, sabotage: Option<Sabotage>) -> Outcome {

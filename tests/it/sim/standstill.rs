@@ -1,5 +1,7 @@
 //! Small runs of what the simulation found, each by itself.
 
+use super::plan::{Act, Event, Plan};
+use super::{report, run};
 use crate::world::{PEERS, World, eventually};
 use shardwalker::sandbox::faults::{Effect, Rule};
 use shardwalker::sandbox::pause::Pause;
@@ -52,4 +54,25 @@ async fn stand_still_after(trying: Duration) {
         world.items(&world.peers[0])
     );
     second.stop().await.unwrap();
+}
+
+/// An application of a member turns an item back to the content that we had written there, while an older write of
+/// another member is on its way: that may find the stale stamp before the item is stamped anew, and must not stay.
+#[test]
+fn an_old_content_that_came_back_wins_over_an_older_write() {
+    let write = |route, act| Event::Write { route, key: 0, act };
+    let events = [
+        (500, Event::Start { worker: 0, skew: 0 }),
+        (600, write(0, Act::Put)),
+        (15_000, Event::Crash { worker: 0 }),
+        (16_000, write(0, Act::Put)),
+        (18_000, write(1, Act::Update)),
+        (18_100, write(1, Act::Back(2))),
+        (19_000, Event::Start { worker: 0, skew: 0 }),
+    ];
+    for seed in 0..8 {
+        let events = events.iter().map(|(at, event)| (Duration::from_millis(*at), event.clone()));
+        let outcome = run::of(Plan::calm(seed, events.collect()), None);
+        assert!(outcome.violation.is_none(), "{}", report(&outcome));
+    }
 }

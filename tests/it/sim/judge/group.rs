@@ -214,11 +214,12 @@ impl Group {
     }
 
     fn checkpoint(&mut self, lease: &Value) {
-        let Some(shard) = lease["shard"]["S"].as_str() else { return };
-        let known = self.members.iter().find(|member| member.stream.shards.contains_key(shard));
-        let Some(member) = known else { return };
+        let Some(place) = lease["pk"]["S"].as_str() else { return };
+        let route = |index: &usize| place.starts_with(&format!("lease#g/s{index}#"));
+        let Some(member) = (0..self.members.len()).find(route) else { return };
         let mut checkpoints = std::mem::take(&mut self.checkpoints);
-        let wrong = checkpoints.judge(&member.stream, lease, |peer, record| self.fate(peer, record));
+        let wrong =
+            checkpoints.judge(&self.members[member].stream, lease, |peer, record| self.fate(peer, record));
         self.checkpoints = checkpoints;
         wrong.iter().for_each(|wrong| self.court.fail(wrong));
     }
