@@ -76,7 +76,7 @@ async fn measure(shards: usize, peers: usize, goal: f64) -> anyhow::Result<()> {
     let (counting, telling) = (Arc::clone(&reads), Arc::clone(&waiting));
     let endpoint = Endpoint::new(Script {
         shards,
-        peers: peers,
+        peers,
         read: Box::new(move |shard, position| {
             if counting[shard].fetch_add(1, Ordering::Relaxed) + 1 == READS
                 && telling.0.fetch_sub(1, Ordering::AcqRel) == 1

@@ -82,13 +82,13 @@ struct Changed<'a> {
 
 impl Group {
     pub(in crate::sim) fn new(court: Court, members: &[String], peers: &[Vec<(String, String)>]) -> Self {
-        let member = |(index, (table, peers)): (usize, (&String, &Vec<(String, String)>))| Member {
-            stream: Stream::new(table, index + 1, peers),
+        let member = |(index, table): (usize, &String)| Member {
+            stream: Stream::new(table, index + 1, &peers[index]),
             keys: BTreeMap::new(),
         };
         Self {
             court,
-            members: members.iter().zip(peers).enumerate().map(member).collect(),
+            members: members.iter().enumerate().map(member).collect(),
             keys: BTreeMap::new(),
             checkpoints: Checkpoints::default(),
             writes: 0,

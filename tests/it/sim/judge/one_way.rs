@@ -94,8 +94,8 @@ impl OneWay {
             route,
             keys: BTreeMap::new(),
         };
-        let source = |(route, (source, peers)): (usize, (&String, &Vec<(String, String)>))| Source {
-            stream: Stream::new(source, route + 1, peers),
+        let source = |(route, source): (usize, &String)| Source {
+            stream: Stream::new(source, route + 1, &peers[route]),
             items: BTreeMap::new(),
             last: BTreeMap::new(),
             versions: BTreeMap::new(),
@@ -104,7 +104,7 @@ impl OneWay {
         };
         Self {
             court,
-            sources: sources.iter().zip(peers).enumerate().map(source).collect(),
+            sources: sources.iter().enumerate().map(source).collect(),
             peers: routed.map(peer).collect(),
             large: BTreeSet::new(),
             checkpoints: Checkpoints::default(),
