@@ -7,7 +7,7 @@
 //! rule, covered by a later one that is, or kept as a dead letter. In a group only applications' writes are folded;
 //! what is to do about writes of our own is done in its turn.
 //!
-//! [`work`] carries single changes out. A lane retries for as long as it lives; it ends when its pages end and all is
+//! `work` carries single changes out. A lane retries for as long as it lives; it ends when its pages end and all is
 //! done, or at once when its worker loses the right to write. While its peer is paused it starts nothing new, and what
 //! it has not started then does not hold up a stop.
 

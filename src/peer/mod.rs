@@ -5,7 +5,7 @@
 //! drift ceiling. A failed condition is a normal outcome. Every step can be repeated: after a lost answer, a
 //! crash, or by two workers at once, the result is the same.
 //!
-//! Here is what a one-way route does, whose peer's stream nobody reads; [`group`] has what a group does.
+//! Here is what a one-way route does, whose peer's stream nobody reads; `group` has what a group does.
 
 mod group;
 

@@ -1,6 +1,6 @@
 //! The service: `Config` -> [`Service::build`] -> [`Service::run`]. Nothing is started while building.
 //!
-//! [`follow`] puts a route's parts together, and follows its source from one stream to the next.
+//! `follow` puts a route's parts together, and follows its source from one stream to the next.
 
 mod follow;
 

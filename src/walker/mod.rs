@@ -1,7 +1,7 @@
 //! One owned shard, page by page.
 //!
-//! A walker holds the lease on a shard. It reads the shard once for all its peers ([`reading`]), hands every page to
-//! a [`Lane`] for each ([`feeds`]), and writes the lanes' frontiers to the lease. A lane that is slower than the
+//! A walker holds the lease on a shard. It reads the shard once for all its peers (`reading`), hands every page to
+//! a [`Lane`] for each (`feeds`), and writes the lanes' frontiers to the lease. A lane that is slower than the
 //! others is let go and catches up by itself; back-pressure is not asking for the next page. A walk ends when every
 //! lane is done with the shard, when it is asked to drain, or when it may not go on; a peer's position is marked as
 //! done only when the shard was read to its end and all of it is done there.
