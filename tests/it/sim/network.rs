@@ -41,8 +41,6 @@ pub(super) enum Sabotage {
     Repair,
     /// The first step of a delete does not mark the item, so that its removal looks like an application's.
     Marks,
-    /// An item whose old content came back keeps its stale stamp.
-    Restamp,
 }
 
 type Answer = Result<HttpResponse, ConnectorError>;
@@ -211,10 +209,6 @@ impl Sabotage {
                 let number = seen.table().split(':').nth(4).and_then(|account| account.parse::<u64>().ok());
                 let stamp = stamp(&seen.body["Item"]["shardwalker"]);
                 stamp.is_some_and(|stamp| number == Some(111_111_111_110 + u64::from(stamp.version.member)))
-            }
-            Self::Restamp => {
-                let stamp = stamp(&seen.body["ExpressionAttributeValues"][":stamp"]);
-                stamp.is_some_and(|stamp| stamp.mark == Mark::Put)
             }
             _ => false,
         }

@@ -82,13 +82,14 @@ struct Changed<'a> {
 
 impl Group {
     pub(in crate::sim) fn new(court: Court, members: &[String], peers: &[Vec<(String, String)>]) -> Self {
-        let member = |(index, table): (usize, &String)| Member {
-            stream: Stream::new(table, index + 1, &peers[index]),
+        let pairs = members.iter().zip(peers).enumerate();
+        let members = pairs.map(|(index, (table, peers))| Member {
+            stream: Stream::new(table, index + 1, peers),
             keys: BTreeMap::new(),
-        };
+        });
         Self {
             court,
-            members: members.iter().enumerate().map(member).collect(),
+            members: members.collect(),
             keys: BTreeMap::new(),
             checkpoints: Checkpoints::default(),
             writes: 0,

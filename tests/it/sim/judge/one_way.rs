@@ -94,17 +94,18 @@ impl OneWay {
             route,
             keys: BTreeMap::new(),
         };
-        let source = |(route, source): (usize, &String)| Source {
-            stream: Stream::new(source, route + 1, &peers[route]),
+        let pairs = sources.iter().zip(peers).enumerate();
+        let sources = pairs.map(|(route, (source, peers))| Source {
+            stream: Stream::new(source, route + 1, peers),
             items: BTreeMap::new(),
             last: BTreeMap::new(),
             versions: BTreeMap::new(),
             may_have_gaps: false,
             must_have_gaps: false,
-        };
+        });
         Self {
             court,
-            sources: sources.iter().enumerate().map(source).collect(),
+            sources: sources.collect(),
             peers: routed.map(peer).collect(),
             large: BTreeSet::new(),
             checkpoints: Checkpoints::default(),
