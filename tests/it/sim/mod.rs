@@ -216,8 +216,8 @@ fn without_a_rule_some_seed_diverges() {
     }
 }
 
-/// The same of groups, and of the rules that only they have; but for the stamp anew of an old content that came back,
-/// which takes a rarer history: the model shows what it is for.
+/// The same of groups, and of the rules that only they have; but for the stamp anew of an old content that came back, for
+/// which no seed is known: the model shows what it is for.
 #[test]
 fn without_a_rule_some_group_diverges() {
     let sabotages =
