@@ -106,7 +106,7 @@ impl GroupLane {
         };
         if let Some(stale) = stale {
             let home = &self.route.home;
-            let stamped = home.restamp(&change.key, &image.content, stale, version).await.map_err(at_home)?;
+            let stamped = home.restamp(&image.content, stale, version).await.map_err(at_home)?;
             let now = if stamped { None } else { Some(home.look(&change.key).await.map_err(at_home)?) };
             match now {
                 // An application has put something else there, whose own record follows.

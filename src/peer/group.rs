@@ -75,19 +75,24 @@ impl Peer {
         Err(contended())
     }
 
-    /// Stamps an item that has the content of its stale stamp with `version`; `false` when it has that stamp no more.
+    /// Puts `content` with `version` in place of the item that carries its stale stamp; `false` when none does any more.
+    /// The content is put with it: a stale mark may have come to be on another one.
     ///
     /// # Errors
     /// Any failure but that of the condition; the step can be repeated.
-    pub async fn restamp(
-        &self,
-        key: &Key,
-        content: &Item,
-        stale: Stamp,
-        version: Version,
-    ) -> Result<bool, StepError> {
-        let stale = AttributeValue::S(stale.to_string());
-        self.stamp_anew(key, Stamp::of(content, version), Some(stale)).await
+    pub async fn restamp(&self, content: &Item, stale: Stamp, version: Version) -> Result<bool, StepError> {
+        let stamp = Stamp::of(content, version).to_string();
+        let mut item = content.0.clone();
+        item.insert(self.stamp.clone(), AttributeValue::S(stamp));
+        self.may_write().await?;
+        let request = self
+            .client
+            .put_item()
+            .table_name(&self.table)
+            .set_item(Some(item))
+            .condition_expression("#stamp = :seen");
+        let request = self.with_seen(request, &stale.to_string());
+        self.took_effect(request.send().await.map(drop).map_err(Failure::from))
     }
 
     /// The item, strongly consistent; `None` when there is none.
