@@ -128,7 +128,7 @@ impl Stage {
         };
         let judge: Arc<Mutex<dyn Judge>> = match plan.world {
             World::Routes => Arc::new(Mutex::new(OneWay::new(court, &sources, &peers))),
-            World::Group => Arc::new(Mutex::new(Group::new(court, &sources, &peers))),
+            World::Group => Arc::new(Mutex::new(Group::new(court, &sources, &peers, &plan.stream_clocks))),
         };
         let door = sandbox.http_client();
         let network = Network::new(plan.seed, door, plan.network, Arc::clone(&judge), sabotage);
@@ -151,6 +151,9 @@ impl Stage {
             starts: 0,
             _network: tasks,
         };
+        for (source, wrong_by) in stage.sources.iter().zip(&stage.plan.stream_clocks) {
+            stage.sandbox.set_stream_clock(source, wrong_by * 1000).unwrap();
+        }
         stage.sandbox.faults().set_weather(stage.plan.weather);
         stage.set_faults();
         stage
