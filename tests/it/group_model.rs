@@ -111,7 +111,7 @@ fn the_widest_bounds_converge() {
 fn without_any_one_of_the_rules_the_model_finds_a_fault() {
     let [small, empty] = [true, false].map(|item| Group { item, writes: [1, 2], ..TWO });
     let all = Rules::ALL;
-    let faults: [(&str, Rules, Group<2>, &[&'static str]); 8] = [
+    let faults: [(&str, Rules, Group<2>, &[&'static str]); 9] = [
         ("repair", Rules { repair: false, ..all }, small, &[EQUAL, LAST_WRITER]),
         ("ledger", Rules { ledger: false, ..all }, small, &[EQUAL, LAST_WRITER]),
         ("check on creation", Rules { creation: false, ..all }, small, &[EQUAL, LAST_WRITER]),
@@ -119,6 +119,7 @@ fn without_any_one_of_the_rules_the_model_finds_a_fault() {
         ("marks", Rules { marks: false, ..all }, empty, &[LAST_WRITER, NO_ECHO]),
         ("unchanged contents", Rules { unchanged: false, ..all }, empty, &[LAST_WRITER, NO_ECHO]),
         ("carried marks", Rules { carried: false, ..all }, Group { reads: 1, ..small }, &[EQUAL, HALF]),
+        ("repair since the stale stamp", Rules { since: false, ..all }, small, &[EQUAL]),
         (
             "a new stamp by a put",
             Rules { whole: false, ..all },

@@ -144,7 +144,9 @@ impl<const N: usize> Group<N> {
                         Some(Step::Send(Request::Delete { at, stamp }))
                     }
                     Request::Mark { at, stamp, .. } => Some(Step::Look { at, version: stamp.version }),
-                    Request::Restamp { stale, .. } if !done => Some(Step::Read { above: stale.version }),
+                    Request::Restamp { stale, version, .. } if !done => {
+                        Some(Step::Read { above: if self.rules.since { stale.version } else { version } })
+                    }
                     Request::Restamp { .. } | Request::Delete { .. } => None,
                 }
             }

@@ -98,6 +98,9 @@ pub(super) struct Rules {
     pub(super) carried: bool,
     /// The new stamp of an item that an application wrote comes with the content that it was made for.
     pub(super) whole: bool,
+    /// Where that new stamp fails, what comes back is what is newer than the stale one, not than the new one: the
+    /// write that replaced it looked like an echo over a clean item, and nobody else looks after that.
+    pub(super) since: bool,
     /// Our own writes are known from applications'.
     pub(super) echoes: bool,
 }
@@ -112,6 +115,7 @@ impl Rules {
         unchanged: true,
         carried: true,
         whole: true,
+        since: true,
         echoes: true,
     };
 }
