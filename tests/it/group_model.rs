@@ -119,7 +119,7 @@ fn without_any_one_of_the_rules_the_model_finds_a_fault() {
         ("marks", Rules { marks: false, ..all }, empty, &[LAST_WRITER, NO_ECHO]),
         ("unchanged contents", Rules { unchanged: false, ..all }, empty, &[LAST_WRITER, NO_ECHO]),
         ("carried marks", Rules { carried: false, ..all }, Group { reads: 1, ..small }, &[EQUAL, HALF]),
-        ("repair since the stale stamp", Rules { since: false, ..all }, small, &[EQUAL]),
+        ("repair after a new stamp that failed", Rules { itself: false, ..all }, small, &[EQUAL]),
         (
             "a new stamp by a put",
             Rules { whole: false, ..all },

@@ -85,9 +85,8 @@ impl<const N: usize> Group<N> {
             Kind::Created(..) => Some(Step::Ask),
             Kind::Deleted => Some(Step::Send(Request::Raise(version))),
             Kind::Echo => None,
-            Kind::EchoOver(version) => {
-                (rules.repair && Self::duty(from, version) == to).then_some(Step::Read { above: version })
-            }
+            Kind::EchoOver(version) => (rules.repair && Self::duty(from, version) == to)
+                .then_some(Step::Read { least: version.next() }),
             Kind::EchoCreated(version) => {
                 (rules.creation && Self::duty(from, version) == to).then_some(Step::Check(version))
             }
@@ -109,9 +108,9 @@ impl<const N: usize> Group<N> {
                 let tombstone = state.ledger.filter(|tombstone| *tombstone > echo)?;
                 Some(Step::Look { at: from, version: tombstone })
             }
-            Step::Read { above } => {
+            Step::Read { least } => {
                 let found = item(to).filter(|item| item.clean() && !item.marked())?;
-                let version = found.version().filter(|version| *version > above)?;
+                let version = found.version().filter(|version| *version >= least)?;
                 Some(Step::Send(Request::Put { at: from, content: found.content, version }))
             }
             Step::Look { at, version } => {
@@ -144,8 +143,8 @@ impl<const N: usize> Group<N> {
                         Some(Step::Send(Request::Delete { at, stamp }))
                     }
                     Request::Mark { at, stamp, .. } => Some(Step::Look { at, version: stamp.version }),
-                    Request::Restamp { stale, version, .. } if !done => {
-                        Some(Step::Read { above: if self.rules.since { stale.version } else { version } })
+                    Request::Restamp { version, .. } if !done => {
+                        Some(Step::Read { least: if self.rules.itself { version } else { version.next() } })
                     }
                     Request::Restamp { .. } | Request::Delete { .. } => None,
                 }

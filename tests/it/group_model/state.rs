@@ -51,9 +51,9 @@ pub(super) enum Step {
     Ask,
     /// Read the ledger for a creation of ours.
     Check(Version),
-    /// Read the peer's item, which may have to come back.
+    /// Read the peer's item, which comes back when it has this version or a higher one.
     Read {
-        above: Version,
+        least: Version,
     },
     /// Read the item that is to be deleted.
     Look {

@@ -10,6 +10,10 @@ pub(super) struct Version {
 }
 
 impl Version {
+    pub(super) fn next(self) -> Self {
+        Self { member: self.member + 1, ..self }
+    }
+
     /// As the invariants take it.
     pub(super) fn real(self) -> version::Version {
         version::Version::new(Hlc::from_millis(u64::from(self.hlc)), self.member)
@@ -98,9 +102,9 @@ pub(super) struct Rules {
     pub(super) carried: bool,
     /// The new stamp of an item that an application wrote comes with the content that it was made for.
     pub(super) whole: bool,
-    /// Where that new stamp fails, what comes back is what is newer than the stale one, not than the new one: the
-    /// write that replaced it looked like an echo over a clean item, and nobody else looks after that.
-    pub(super) since: bool,
+    /// Where that new stamp fails, the write itself may have to come back, and not only what is newer: what replaced
+    /// it looked like an echo over a clean item, and nobody else looks after that.
+    pub(super) itself: bool,
     /// Our own writes are known from applications'.
     pub(super) echoes: bool,
 }
@@ -115,7 +119,7 @@ impl Rules {
         unchanged: true,
         carried: true,
         whole: true,
-        since: true,
+        itself: true,
         echoes: true,
     };
 }
