@@ -39,6 +39,7 @@ impl<const N: usize> Moods<N> {
             Action::Clock { member, .. } => (3, member, 0),
             Action::Replay { from, to, .. } => (4, from, to),
             Action::Arrives(_) => (5, 0, 0),
+            Action::Tick => (6, 0, 0),
         };
         let weight = |kind: (u8, u8, u8)| match kind {
             (0, from, to) => 10 * self.lanes[usize::from(from)][usize::from(to)],
@@ -112,7 +113,8 @@ fn replay<const N: usize>(model: &Group<N>, actions: &[Action]) -> Option<Vec<Ac
     loop {
         let mut possible = Vec::new();
         model.actions(&state, &mut possible);
-        let rest = |action: &Action| matches!(action, Action::Lane { .. } | Action::Arrives(_));
+        let rest =
+            |action: &Action| matches!(action, Action::Lane { .. } | Action::Arrives(_) | Action::Tick);
         let action = given.find(|action| possible.contains(action));
         let action = action.or_else(|| possible.iter().copied().find(rest))?;
         state = model.next_state(&state, action)?;

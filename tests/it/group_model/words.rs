@@ -107,6 +107,12 @@ pub(super) struct Rules {
     pub(super) itself: bool,
     /// Our own writes are known from applications'.
     pub(super) echoes: bool,
+    /// How far ahead of a record's creation a stamp is believed.
+    pub(super) drift: u8,
+    /// What is further ahead of the worker's clock than half of that is held back.
+    pub(super) held: bool,
+    /// What is not believed may be replaced.
+    pub(super) ceiling: bool,
 }
 
 impl Rules {
@@ -121,7 +127,20 @@ impl Rules {
         whole: true,
         itself: true,
         echoes: true,
+        drift: u8::MAX,
+        held: true,
+        ceiling: true,
     };
+
+    /// A worker whose clock shows this may write this version.
+    pub(super) fn due(&self, version: Version, now: u8) -> bool {
+        !self.held || version.hlc <= now.saturating_add(self.drift / 2)
+    }
+
+    /// What an item has above this may be replaced by this version.
+    pub(super) fn ceiling(&self, version: Version, now: u8) -> u8 {
+        if self.ceiling { version.hlc.max(now).saturating_add(self.drift) } else { u8::MAX }
+    }
 }
 
 /// What a record is taken for.
