@@ -19,6 +19,7 @@
 //! Left out: deletes by the time-to-live service, the end of a tombstone's life, backfills, and the folding of several
 //! records of a key into one.
 
+mod agreement;
 mod group;
 mod state;
 mod walks;
@@ -252,6 +253,44 @@ fn any_walk_of_three_members_with_wrong_clocks_converges() {
 #[ignore = "the long profile: a million walks, half an hour in a release build"]
 fn a_million_walks_converge() {
     walk(1_000_000, &|item| Group { item, ..THREE });
+}
+
+/// Members whose clocks are wrong and nothing is held back, so that stamps are there that are not believed.
+const UNBELIEVED: Group<3> = Group { rules: Rules { held: false, ..SKEWED.rules }, ..SKEWED };
+
+fn agree(bounds: Group<3>, drift: u8, seed: u64, answers: &mut agreement::Answers) -> Result<(), String> {
+    let bounds = Group { item: seed % 2 == 0, ..bounds };
+    let told =
+        |why| format!("{why}\nGROUP_FIRST={seed} GROUP_SEEDS=1 cargo test --test it group_model::the_code_");
+    agreement::agree(&bounds, drift, seed, answers).map_err(told)
+}
+
+#[test]
+fn the_code_takes_every_record_for_what_the_model_does_and_plans_the_same() {
+    let (first, seeds) = (setting("GROUP_FIRST", 1), setting("GROUP_SEEDS", 400));
+    let mut answers = agreement::Answers::new();
+    for seed in first..first + seeds {
+        for bounds in [THREE, SKEWED, UNBELIEVED] {
+            agree(bounds, bounds.rules.drift, seed, &mut answers).unwrap_or_else(|why| panic!("{why}"));
+        }
+    }
+    eprintln!("{answers:?}");
+    assert!(seeds < 400 || answers.len() == agreement::ANSWERS, "not every answer was given: {answers:?}");
+}
+
+/// The comparison can fail: a rule that only one of the two has shows within this many seeds.
+#[test]
+fn the_code_and_a_model_without_one_of_its_rules_disagree() {
+    for (rule, rules) in agreement::without(UNBELIEVED.rules) {
+        let disagree = |seed| {
+            let bounds = Group { rules, ..UNBELIEVED };
+            agree(bounds, UNBELIEVED.rules.drift, seed, &mut agreement::Answers::new()).err()
+        };
+        let why = (1..200).find_map(disagree);
+        let why = why.unwrap_or_else(|| panic!("without {rule}: 200 walks in which the code says the same"));
+        let last: Vec<_> = why.lines().rev().take(4).collect();
+        eprintln!("without {rule}: {last:?}");
+    }
 }
 
 /// A rule that is off shows in walks of three members too, within this many seeds.

@@ -88,7 +88,7 @@ impl<const N: usize> Group<N> {
     }
 
     /// What a lane begins a record with.
-    fn begin(&self, now: u8, from: u8, to: u8, record: &Record) -> Option<Step> {
+    pub(super) fn begin(&self, now: u8, from: u8, to: u8, record: &Record) -> Option<Step> {
         let version = Version { hlc: record.hlc, member: from };
         let rules = &self.rules;
         match rules.kind(record) {
@@ -105,6 +105,16 @@ impl<const N: usize> Group<N> {
             Kind::EchoCreated(version) => {
                 (rules.creation && Self::duty(from, version) == to).then_some(Step::Check(version))
             }
+        }
+    }
+
+    /// The stamp that this lane replaces by the write's own, at the member where it was written.
+    pub(super) fn stale(&self, from: u8, to: u8, record: &Record) -> Option<Stamp> {
+        match self.rules.kind(record) {
+            Kind::Written(_, stale) | Kind::Created(_, stale) => {
+                stale.filter(|stale| self.rules.restamp && Self::duty(from, stale.version) == to)
+            }
+            _ => None,
         }
     }
 
@@ -152,15 +162,11 @@ impl<const N: usize> Group<N> {
                 let done = state.send(&self.rules, request);
                 match request {
                     Request::Raise(version) => Some(Step::Look { at: to, version }),
-                    Request::Put { at, .. } => match self.rules.kind(&record) {
-                        Kind::Written(new, Some(stale)) | Kind::Created(new, Some(stale))
-                            if self.rules.restamp && at == to && Self::duty(from, stale.version) == to =>
-                        {
-                            let content = new.content;
-                            Some(Step::Send(Request::Restamp { at: from, stale, content, version }))
-                        }
-                        _ => None,
-                    },
+                    Request::Put { at, .. } if at == to => {
+                        let (stale, content) = (self.stale(from, to, &record)?, record.new?.content);
+                        Some(Step::Send(Request::Restamp { at: from, stale, content, version }))
+                    }
+                    Request::Put { .. } => None,
                     Request::Mark { at, stamp, .. } if done => {
                         Some(Step::Send(Request::Delete { at, stamp }))
                     }

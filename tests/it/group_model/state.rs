@@ -78,6 +78,23 @@ pub(super) enum Request {
     Restamp { at: u8, stale: Stamp, content: u8, version: Version },
 }
 
+impl Record {
+    /// What a change of a member's item comes to in its stream. What is not believed is not seen.
+    pub(super) fn of(
+        rules: &Rules,
+        member: &Member,
+        old: Option<Item>,
+        new: Option<Item>,
+        ours: bool,
+    ) -> Self {
+        let created = member.clock;
+        let believed = |stamp: &Stamp| stamp.version.hlc <= created.saturating_add(rules.drift);
+        let seen = |item: Item| Item { stamp: item.stamp.filter(believed), ..item };
+        let record = Self { old: old.map(seen), new: new.map(seen), created, ours, hlc: 0 };
+        Self { hlc: record.fold(member.hlc), ..record }
+    }
+}
+
 impl Member {
     pub(super) fn length(&self) -> u8 {
         self.trimmed.0 + self.stream.len() as u8
@@ -111,12 +128,8 @@ impl<const N: usize> State<N> {
         if old == new {
             return;
         }
-        let created = member.clock;
-        let believed = |stamp: &Stamp| stamp.version.hlc <= created.saturating_add(rules.drift);
-        let seen = |item: Item| Item { stamp: item.stamp.filter(believed), ..item };
-        let mut record = Record { old: old.map(seen), new: new.map(seen), created, ours, hlc: 0 };
+        let record = Record::of(rules, member, old, new, ours);
         self.disbelieved |= (record.old, record.new) != (old, new);
-        record.hlc = record.fold(member.hlc);
         member.hlc = record.hlc;
         member.stream.push(record);
         if ours {
