@@ -170,6 +170,15 @@ fn wider_bounds_converge() {
 }
 
 #[test]
+#[ignore = "the long profile"]
+fn wider_bounds_with_a_clock_that_is_ahead_converge() {
+    for clocks in [[2, 12], [12, 2]] {
+        holds(Group { writes: [2, 2], clocks, ..AHEAD }, &[REPAIRED, OUTLIVED, RESTAMPED, HELD]);
+        holds(Group { clocks, replays: 1, late: true, reads: 1, ticks: 2, ..AHEAD }, &[HELD]);
+    }
+}
+
+#[test]
 #[ignore = "the widest search: 16 million states, 10 GB of memory, minutes in a release build"]
 fn the_widest_bounds_converge() {
     holds(Group { reads: 1, ..REPLAY }, &[REPAIRED, OUTLIVED, RESTAMPED, LATE]);
@@ -253,6 +262,12 @@ fn any_walk_of_three_members_with_wrong_clocks_converges() {
 #[ignore = "the long profile: a million walks, half an hour in a release build"]
 fn a_million_walks_converge() {
     walk(1_000_000, &|item| Group { item, ..THREE });
+}
+
+#[test]
+#[ignore = "the long profile: a million walks, half an hour in a release build"]
+fn a_million_walks_with_wrong_clocks_converge() {
+    walk(1_000_000, &|item| Group { item, ..SKEWED });
 }
 
 /// Members whose clocks are wrong and nothing is held back, so that stamps are there that are not believed.
