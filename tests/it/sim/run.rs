@@ -440,7 +440,7 @@ fn members(sandbox: &Sandbox, count: usize) -> Tables {
     (all.iter().map(|(_, table)| table.clone()).collect(), all.iter().map(others).collect())
 }
 
-fn allow(sandbox: &Sandbox, arn: &str) {
+pub(super) fn allow(sandbox: &Sandbox, arn: &str) {
     let policy = serde_json::json!({ "Version": "2012-10-17", "Statement": [
         { "Effect": "Allow", "Principal": { "AWS": HOME }, "Resource": arn, "Action": "dynamodb:*" },
     ]});
