@@ -1,7 +1,8 @@
 //! The config of the benchmarks: the defaults of a config file, one route from member `a` to `b`, `c`, ...
 
 use shardwalker::config::{
-    Access, Admin, Config, DeadLetters, Lease, Member, OnGap, Read, Route, Start, State, TableArn, Write,
+    Access, Admin, Config, Conflicts, DeadLetters, Group, Lease, Member, OnGap, Read, Route, Start, State,
+    TableArn, Write,
 };
 use std::time::Duration;
 
@@ -40,6 +41,33 @@ pub(crate) fn access() -> Access {
         profile: None,
         assume_role: None,
     }
+}
+
+/// A config with so many members in a group, each with its index and 1 as its number.
+pub(crate) fn mesh(members: usize, read: Read, in_flight: usize) -> Config {
+    let mut config = config(members - 1, read, in_flight);
+    for (index, member) in config.members.iter_mut().enumerate() {
+        member.number = index as u8 + 1;
+    }
+    let one_way = config.routes.remove(0);
+    let all = 0..members;
+    config.routes = (all.clone())
+        .map(|from| Route {
+            name: format!("orders/{}", name(from)),
+            from,
+            to: all.clone().filter(|to| *to != from).collect(),
+            ttl_deletes: false,
+            group: Some(0),
+            ..one_way.clone()
+        })
+        .collect();
+    config.groups = vec![Group {
+        name: "orders".to_owned(),
+        members: all.collect(),
+        conflicts: Conflicts::Sampled,
+        conflicts_file: None,
+    }];
+    config
 }
 
 /// A config with so many peers.

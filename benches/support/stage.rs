@@ -50,12 +50,17 @@ impl Stage {
 
     /// Turns the source's stream on.
     pub(crate) async fn stream(&self) -> anyhow::Result<()> {
-        let source = settings::table(0);
+        self.stream_of(0).await
+    }
+
+    /// Turns a member's stream on.
+    pub(crate) async fn stream_of(&self, member: usize) -> anyhow::Result<()> {
+        let source = settings::table(member);
         let on = StreamSpecification::builder()
             .stream_enabled(true)
             .stream_view_type(StreamViewType::NewAndOldImages)
             .build()?;
-        let client = self.client(0)?;
+        let client = self.client(member)?;
         client.update_table().table_name(&source.table).stream_specification(on).send().await?;
         let stream = self.sandbox.stream_arn(&source.to_string())?.context("the stream is off")?;
         allow(&self.sandbox, &stream)
