@@ -89,6 +89,9 @@ const AHEAD_OF_TWO: Group<3> = Group {
     prompt: true,
 };
 
+/// Requests are on their way for as long as they like.
+const LATE_PUTS: Group<3> = Group { prompt: false, ..AHEAD_OF_TWO };
+
 /// All that may happen, with clocks that are set while it does: as far behind as they may be, and any way ahead.
 const SKEWED: Group<3> = Group {
     rules: Rules { drift: 8, ..Rules::ALL },
@@ -136,17 +139,14 @@ fn they_converge_when_the_clock_of_one_is_further_ahead_than_is_believed() {
 }
 
 /// What is asked of the network, also where all clocks are right: a put that arrives later than that takes what is newer
-/// for a stamp from the future. It would not if no stamp counted as one.
+/// for a stamp from the future.
 #[test]
 fn a_put_that_is_on_its_way_for_longer_than_the_drift_may_replace_what_is_newer() {
-    let late = Group { prompt: false, ..AHEAD_OF_TWO };
-    let until = || HasDiscoveries::AllOf([LAST_WRITER, VERSIONS].into());
-    let checker = late.checker().threads(2).finish_when(until()).spawn_bfs().join();
+    let until = HasDiscoveries::AllOf([LAST_WRITER, VERSIONS].into());
+    let checker = LATE_PUTS.checker().threads(2).finish_when(until).spawn_bfs().join();
     for name in [LAST_WRITER, VERSIONS] {
         checker.assert_any_discovery(name);
     }
-    let rules = Rules { ceiling: false, ..late.rules };
-    walk(500, &|item| Group { rules, item, ..late });
 }
 
 #[test]
@@ -170,7 +170,7 @@ fn wider_bounds_converge() {
 }
 
 #[test]
-#[ignore = "the long profile"]
+#[ignore = "the long profile: 4 million states, minutes in a release build"]
 fn wider_bounds_with_a_clock_that_is_ahead_converge() {
     for clocks in [[2, 12], [12, 2]] {
         holds(Group { writes: [2, 2], clocks, ..AHEAD }, &[REPAIRED, OUTLIVED, RESTAMPED, HELD]);
@@ -231,15 +231,15 @@ fn setting(name: &str, default: u64) -> u64 {
 }
 
 /// Walks these seeds, half of them with an item to begin with; the first that breaks a property ends it, shrunk.
-fn walk<const N: usize>(seeds: u64, bounds: &dyn Fn(bool) -> Group<N>) {
+fn walk<const N: usize>(seeds: u64, bounds: impl Fn(bool) -> Group<N>) {
     let (first, seeds) = (setting("GROUP_FIRST", 1), setting("GROUP_SEEDS", seeds));
     let mut steps = 0;
     for seed in first..first + seeds {
-        let bounds = bounds(seed % 2 == 0);
+        let bounds = bounds(seed.is_multiple_of(2));
         match walks::walk(&bounds, seed) {
             Ok(length) => steps += length,
             Err(fault) => panic!(
-                "{:?} fails:\n{}\nGROUP_FIRST={seed} GROUP_SEEDS=1 cargo test --test it group_model::",
+                "{:?} fails:\n{}\nGROUP_FIRST={seed} GROUP_SEEDS=1 cargo test --test it group_model::any_walk",
                 fault.property,
                 walks::story(&bounds, &fault.actions),
             ),
@@ -250,31 +250,38 @@ fn walk<const N: usize>(seeds: u64, bounds: &dyn Fn(bool) -> Group<N>) {
 
 #[test]
 fn any_walk_of_three_members_converges() {
-    walk(3_000, &|item| Group { item, ..THREE });
+    walk(3_000, |item| Group { item, ..THREE });
 }
 
 #[test]
 fn any_walk_of_three_members_with_wrong_clocks_converges() {
-    walk(1_000, &|item| Group { item, ..SKEWED });
+    walk(1_000, |item| Group { item, ..SKEWED });
+}
+
+/// No version of ours is from the future any more, so a put need not replace one; then it may be late.
+#[test]
+fn any_walk_with_late_puts_that_replace_nothing_from_the_future_converges() {
+    let rules = Rules { ceiling: false, ..LATE_PUTS.rules };
+    walk(500, |item| Group { rules, item, ..LATE_PUTS });
 }
 
 #[test]
-#[ignore = "the long profile: a million walks, half an hour in a release build"]
+#[ignore = "the long profile: a million walks, minutes in a release build"]
 fn a_million_walks_converge() {
-    walk(1_000_000, &|item| Group { item, ..THREE });
+    walk(1_000_000, |item| Group { item, ..THREE });
 }
 
 #[test]
-#[ignore = "the long profile: a million walks, half an hour in a release build"]
+#[ignore = "the long profile: a million walks, minutes in a release build"]
 fn a_million_walks_with_wrong_clocks_converge() {
-    walk(1_000_000, &|item| Group { item, ..SKEWED });
+    walk(1_000_000, |item| Group { item, ..SKEWED });
 }
 
 /// Members whose clocks are wrong and nothing is held back, so that stamps are there that are not believed.
 const UNBELIEVED: Group<3> = Group { rules: Rules { held: false, ..SKEWED.rules }, ..SKEWED };
 
 fn agree(bounds: Group<3>, drift: u8, seed: u64, answers: &mut agreement::Answers) -> Result<(), String> {
-    let bounds = Group { item: seed % 2 == 0, ..bounds };
+    let bounds = Group { item: seed.is_multiple_of(2), ..bounds };
     let told =
         |why| format!("{why}\nGROUP_FIRST={seed} GROUP_SEEDS=1 cargo test --test it group_model::the_code_");
     agreement::agree(&bounds, drift, seed, answers).map_err(told)
@@ -282,7 +289,7 @@ fn agree(bounds: Group<3>, drift: u8, seed: u64, answers: &mut agreement::Answer
 
 #[test]
 fn the_code_takes_every_record_for_what_the_model_does_and_plans_the_same() {
-    let (first, seeds) = (setting("GROUP_FIRST", 1), setting("GROUP_SEEDS", 400));
+    let (first, seeds) = (setting("GROUP_FIRST", 1), setting("GROUP_SEEDS", 150));
     let mut answers = agreement::Answers::new();
     for seed in first..first + seeds {
         for bounds in [THREE, SKEWED, UNBELIEVED] {
@@ -290,7 +297,7 @@ fn the_code_takes_every_record_for_what_the_model_does_and_plans_the_same() {
         }
     }
     eprintln!("{answers:?}");
-    assert!(seeds < 400 || answers.len() == agreement::ANSWERS, "not every answer was given: {answers:?}");
+    assert!(seeds < 150 || answers.len() == agreement::ANSWERS, "not every answer was given: {answers:?}");
 }
 
 /// The comparison can fail: a rule that only one of the two has shows within this many seeds.
