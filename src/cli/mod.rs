@@ -11,6 +11,7 @@ mod demo;
 #[cfg(feature = "sandbox")]
 mod demo_active;
 mod pause;
+mod policy;
 mod run;
 #[cfg(feature = "sandbox")]
 mod sandbox;
@@ -50,6 +51,8 @@ enum Command {
     Run(run::Args),
     /// Check a config, and every permission that it needs
     Check(check::Args),
+    /// Write the least policies that every account needs; or simulate what policies decide
+    Policy(policy::Args),
     /// Show what all workers do, how far each peer is, and what needs an operator
     Status(status::Args),
     /// Pause a route, or one of its peers, in all workers
@@ -122,6 +125,7 @@ pub fn main() -> ExitCode {
         match cli.command {
             Command::Run(args) => run::run(args).await,
             Command::Check(args) => check::run(args).await,
+            Command::Policy(args) => policy::run(args),
             Command::Status(args) => Box::pin(status::run(args)).await,
             Command::Pause(args) => pause::pause(args).await,
             Command::Resume(args) => pause::resume(args).await,
