@@ -314,7 +314,7 @@ mod tests {
     fn needs() -> Needs {
         let actions =
             [Action::DescribeTable, Action::DescribeStream, Action::GetRecords, Action::GetShardIterator];
-        Needs { actions: actions.into(), why: Vec::new() }
+        Needs { actions: actions.into(), ..Needs::default() }
     }
 
     fn judge(access: &Access, class: Class, message: &str) -> (Verdict, Finding) {

@@ -156,8 +156,8 @@ pub const TABLE: &[Row] = &[
 pub struct Needs {
     /// The actions.
     pub actions: BTreeSet<Action>,
-    /// What they are for, without repetitions.
-    pub why: Vec<&'static str>,
+    /// What those on the table, and then those on its stream, are for; without repetitions.
+    pub why: [Vec<&'static str>; 2],
 }
 
 impl Needs {
@@ -189,12 +189,25 @@ impl Needs {
         for (feature, part, actions, why) in TABLE {
             if parts.contains(part) && (*feature == Replicate || features.contains(feature)) {
                 needs.actions.extend(*actions);
-                if !needs.why.contains(why) {
-                    needs.why.push(why);
+                let whys = &mut needs.why[usize::from(actions.iter().any(|action| action.on_stream()))];
+                if !whys.contains(why) {
+                    whys.push(why);
                 }
             }
         }
         needs
+    }
+
+    /// What those on the table itself, or those on its stream, are for.
+    #[must_use]
+    pub fn why(&self, stream: bool) -> String {
+        self.why[usize::from(stream)].join("; ")
+    }
+
+    /// What all of them are for.
+    #[must_use]
+    pub fn whole_why(&self) -> String {
+        self.why.concat().join("; ")
     }
 
     /// Those on the table itself, or those on its stream.

@@ -137,20 +137,20 @@ impl Writer<'_> {
     fn member(&mut self, member: &Member, needs: &Needs) {
         let table = &member.arn;
         let role = self.caller(&member.access);
-        let why = format!("member {}: {}", member.name, needs.why.join("; "));
+        let why = format!("member {}: {}", member.name, needs.whole_why());
         let assumed = member.access.assume_role.is_some();
         let key = self.terms.keys.get(&member.name);
         let through = through(table);
         let grants = self.grants(&role);
         grants.add_table(table, needs);
-        grants.why.push(why.clone());
+        grants.why.push(why);
         if let Some(key) = key {
             grants.add(KEY_ACTIONS.map(str::to_owned).to_vec(), key, through);
         }
         // Within one account the identity policy is enough.
         let foreign = table.account != account_of(&role);
         if !assumed && foreign {
-            self.share(member, needs, why);
+            self.share(member, needs);
         }
         if let Some(key) = key.filter(|_| foreign || assumed) {
             let key = self.key(member, key, &role);
@@ -159,7 +159,7 @@ impl Writer<'_> {
     }
 
     /// The resource policies of a member's table and stream.
-    fn share(&mut self, member: &Member, needs: &Needs, why: String) {
+    fn share(&mut self, member: &Member, needs: &Needs) {
         let table = &member.arn;
         for on_stream in [false, true] {
             let actions = needs.on(on_stream);
@@ -169,11 +169,8 @@ impl Writer<'_> {
             let mut statement = allow(&actions, &resource(table, on_stream, None), Some(&self.principal));
             statement["Sid"] = json!(if on_stream { "ShardwalkerStream" } else { "ShardwalkerTable" });
             self.narrow(&mut statement, true);
-            let (attach, why) = if on_stream {
-                (Attach::Stream(table.clone()), format!("member {}: reads the changes", member.name))
-            } else {
-                (Attach::Table(table.clone()), why.clone())
-            };
+            let attach = if on_stream { Attach::Stream(table.clone()) } else { Attach::Table(table.clone()) };
+            let why = format!("member {}: {}", member.name, needs.why(on_stream));
             let policy = document(vec![statement]);
             self.documents.push(Document { account: table.account.clone(), attach, why, policy });
         }
@@ -191,7 +188,7 @@ impl Writer<'_> {
         let role = self.caller(&self.config.state.access);
         let grants = self.grants(&role);
         grants.add_table(&table, &needs);
-        grants.why.push(format!("state table: {}", needs.why.join("; ")));
+        grants.why.push(format!("state table: {}", needs.whole_why()));
     }
 
     /// The role that makes the calls of an access, which must be assumed when it is not the replicator's own.

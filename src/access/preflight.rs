@@ -174,7 +174,7 @@ impl Preflight<'_> {
     pub async fn table(&self, index: usize) -> Result<Found, Finding> {
         let member = &self.config.members[index];
         let clients = self.aws.clients(&member.access).await;
-        let needs = Needs { actions: BTreeSet::from([Action::DescribeTable]), why: Vec::new() };
+        let needs = Needs { actions: BTreeSet::from([Action::DescribeTable]), ..Needs::default() };
         self.describe(&subject(member, &needs), &clients, &member.arn.to_string()).await.1
     }
 

@@ -7,7 +7,7 @@
 
 use super::policy::{Attach, Document};
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 /// The documents with their places, and the command that applies each.
@@ -195,9 +195,8 @@ fn keys(documents: &[&Document]) -> Vec<Value> {
 
 /// The function that attaches resource policies, with its role.
 fn function(tables: &[String]) -> Map<String, Value> {
-    let mut resources: Vec<String> =
-        tables.iter().flat_map(|t| [t.clone(), format!("{t}/stream/*")]).collect();
-    resources.dedup();
+    let resources: BTreeSet<String> =
+        tables.iter().flat_map(|table| [table.clone(), format!("{table}/stream/*")]).collect();
     let assumed = json!({
         "Version": "2012-10-17",
         "Statement": [{ "Effect": "Allow", "Principal": { "Service": "lambda.amazonaws.com" }, "Action": "sts:AssumeRole" }],

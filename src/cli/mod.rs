@@ -125,7 +125,7 @@ pub fn main() -> ExitCode {
         match cli.command {
             Command::Run(args) => run::run(args).await,
             Command::Check(args) => check::run(args).await,
-            Command::Policy(args) => policy::run(args),
+            Command::Policy(args) => policy::run(&args),
             Command::Status(args) => Box::pin(status::run(args)).await,
             Command::Pause(args) => pause::pause(args).await,
             Command::Resume(args) => pause::resume(args).await,

@@ -2,7 +2,7 @@
 
 mod simulate;
 
-use super::{ConfigArg, FAILED, answer, complain};
+use super::{ConfigArg, answer, complain};
 use crate::access::needs::Feature;
 use crate::access::policy::{self, Document, Terms, UNKNOWN_ACCOUNT};
 use crate::access::render;
@@ -18,7 +18,7 @@ use std::process::ExitCode;
 #[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(super) struct Args {
     #[command(flatten)]
-    documents: Option<DocumentArgs>,
+    documents: DocumentArgs,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -33,7 +33,7 @@ enum Command {
 #[derive(Debug, clap::Args)]
 struct DocumentArgs {
     #[command(flatten)]
-    config: ConfigArg,
+    config: Option<ConfigArg>,
     /// Only the documents of this account
     #[arg(long, value_name = "ACCOUNT")]
     side: Option<String>,
@@ -128,14 +128,14 @@ fn key(text: &str) -> Result<(String, String), String> {
     }
 }
 
-pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
-    match (args.command, args.documents) {
-        (Some(Command::Simulate(args)), _) => simulate::run(&args),
-        (None, Some(args)) => match args.config.load() {
-            Ok(config) => args.write(&config),
+pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    match (&args.command, &args.documents.config) {
+        (Some(Command::Simulate(args)), _) => simulate::run(args),
+        (None, Some(config)) => match config.load() {
+            Ok(config) => args.documents.write(&config),
             Err(code) => Ok(code),
         },
-        (None, None) => Ok(ExitCode::from(FAILED)),
+        (None, None) => bail!("give a config, with -c FILE"),
     }
 }
 
