@@ -121,7 +121,7 @@ pub fn principal(config: &Config, terms: &Terms) -> String {
 /// The account in an ARN.
 #[must_use]
 pub fn account_of(arn: &str) -> &str {
-    arn.splitn(6, ':').nth(4).unwrap_or_default()
+    arn.split(':').nth(4).unwrap_or_default()
 }
 
 struct Writer<'a> {

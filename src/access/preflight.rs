@@ -466,3 +466,23 @@ fn spell(keys: &[KeyAttribute]) -> String {
     let key = |(name, kind): &KeyAttribute| format!("{name} ({kind})");
     keys.iter().map(key).collect::<Vec<_>>().join(", ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_of_another_region_or_account_is_noticed() {
+        let wanted = "arn:aws:dynamodb:eu-west-1:111111111111:table/orders".parse().unwrap();
+        for (found, other) in [
+            ("arn:aws:dynamodb:eu-west-1:111111111111:table/orders", false),
+            ("arn:aws:dynamodb:us-east-1:111111111111:table/orders", true),
+            ("arn:aws:dynamodb:eu-west-1:222222222222:table/orders", true),
+            ("arn:aws:dynamodb:ddblocal:000000000000:table/orders", false),
+            ("orders", false),
+        ] {
+            let table = TableDescription::builder().table_arn(found).build();
+            assert_eq!(elsewhere(&table, &wanted).is_some(), other, "{found}");
+        }
+    }
+}

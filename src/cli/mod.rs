@@ -52,7 +52,7 @@ enum Command {
     /// Check a config, and every permission that it needs
     Check(check::Args),
     /// Write the least policies that every account needs; or simulate what policies decide
-    Policy(policy::Args),
+    Policy(Box<policy::Args>),
     /// Show what all workers do, how far each peer is, and what needs an operator
     Status(status::Args),
     /// Pause a route, or one of its peers, in all workers

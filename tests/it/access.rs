@@ -16,6 +16,7 @@ use shardwalker::retry::Jitter;
 use shardwalker::sandbox::iam::Credentials;
 use shardwalker::sandbox::{Options, Sandbox};
 use shardwalker::service::{self, Service};
+use shardwalker::task::Tasks;
 use std::collections::BTreeSet;
 use std::time::{Duration, UNIX_EPOCH};
 use tokio_util::sync::CancellationToken;
@@ -313,4 +314,31 @@ async fn what_the_check_says_to_add_is_what_is_missing() {
         }
     }
     assert_eq!(given.len(), 2, "the table and its stream");
+}
+
+/// Over TCP, where answers are dated.
+#[tokio::test]
+async fn a_clock_that_is_wrong_is_said() {
+    let mut world = World::new();
+    world.apply(&world.documents(&[]));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("endpoint = \"http://{}\"\n", listener.local_addr().unwrap());
+    world.config = Config::parse(&(endpoint + CONFIG), "test.toml", &|_| None).unwrap();
+    let (sandbox, mut serving) = (world.sandbox.clone(), Tasks::new());
+    serving.spawn(async move { sandbox.serve(listener, CancellationToken::new()).await });
+    let base = Base { http: None, ..world.base() };
+    let (aws, jitter, cancel) = (Aws::new(base), Jitter::seeded(1), CancellationToken::new());
+    let preflight = Preflight { config: &world.config, aws: &aws, jitter: &jitter, cancel: &cancel };
+    let now = Clock::system().now();
+    let hour = Duration::from_hours(1);
+    for (clock, says) in
+        [(now, None), (now + hour, Some("s ahead of AWS's")), (now - hour, Some("s behind AWS's"))]
+    {
+        let report = Box::pin(preflight.report(&BTreeSet::new(), Clock::starting_at(clock))).await;
+        let what: Vec<&str> = report.findings.iter().map(|finding| finding.what.as_str()).collect();
+        match says {
+            None => assert!(what.is_empty(), "{what:?}"),
+            Some(says) => assert!(what.len() == 1 && what[0].contains(says), "{what:?}"),
+        }
+    }
 }

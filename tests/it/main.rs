@@ -20,6 +20,7 @@ mod leases;
 mod model;
 mod operator;
 mod peer;
+mod policy;
 mod preflight;
 mod process;
 mod properties;
