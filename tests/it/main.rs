@@ -10,6 +10,7 @@
 )]
 
 mod access;
+mod access_guide;
 mod commands;
 mod demo;
 mod group_model;

@@ -249,8 +249,14 @@ fn a_context_key_decides() {
 async fn a_check_is_a_table_of_permissions() {
     let served = Served::new().await;
     let process = served.run("5s").await;
+    // The health check of containers.
+    for args in [&["health"][..], &["health", "--ready"]] {
+        let (code, out, said) = served.command(args).await;
+        assert_eq!((code, out.as_str()), (0, "ok\n"), "{args:?}: {said}");
+    }
     process.signal("TERM");
     assert_eq!(process.end().await.0, Some(0));
+    assert_eq!(served.command(&["health"]).await.0, 2, "nobody is there");
     let (code, out, said) = served.command(&["check"]).await;
     assert_eq!(code, 0, "{out}{said}");
     assert!(out.contains("dynamodb:GetShardIterator  ok"), "{out}");
