@@ -6,27 +6,20 @@
 //! ([`finding`](super::finding)). A start looks at the members only; `check` also at the state table, at features that
 //! are not running yet, and at this host's clock.
 
+use super::dated::Dated;
 use super::finding::{Cell, Finding, Findings, STATE, Subject, Verdict, folded};
 use super::needs::{Action, Feature, Needs};
 use super::probe::{KeyAttribute, Probe, Tried};
 use crate::aws::{Aws, Clients};
 use crate::clock::Clock;
 use crate::config::{Access, Config, Member, TableArn};
-use crate::failure::{Class, Failure};
+use crate::failure::{self, Class, Failure};
 use crate::retry::{self, GaveUp, Jitter, Policy};
 use crate::state::{EXPIRES, PK, SK};
 use aws_sdk_dynamodb::types::{StreamViewType, TableDescription, TableStatus};
-use aws_smithy_runtime_api::box_error::BoxError;
-use aws_smithy_runtime_api::client::interceptors::Intercept;
-use aws_smithy_runtime_api::client::interceptors::context::BeforeDeserializationInterceptorContextRef;
-use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
-use aws_smithy_types::DateTime;
-use aws_smithy_types::config_bag::ConfigBag;
-use aws_smithy_types::date_time::Format;
 use futures::future::join_all;
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 /// What is known of a member table once it was found.
@@ -65,6 +58,9 @@ pub struct Preflight<'a> {
     /// Ends the waiting.
     pub cancel: &'a CancellationToken,
 }
+
+/// How long a call that is throttled, or has no answer, is tried again even when nobody waits for policies.
+const MOMENT: Duration = Duration::from_secs(5);
 
 /// All that a check found.
 #[derive(Debug, Clone, Default)]
@@ -198,22 +194,16 @@ impl Preflight<'_> {
         let stream = found.stream.as_ref().filter(|_| unfit.is_none()).map(|stream| stream.arn.clone());
         looked.findings.extend(unfit);
         subject.stream = stream;
-        let probe = Probe {
-            clients: &clients,
-            table: &table,
-            keys: &found.keys,
-            stream: subject.stream.as_deref(),
-            expires: EXPIRES,
-        };
+        let probe = Probe { clients: &clients, table: &table, keys: &found.keys, expires: EXPIRES };
         Box::pin(self.try_all(&subject, &probe, &mut looked)).await;
         looked.found = Some(found);
         looked
     }
 
-    /// Tries every action that was not tried yet.
+    /// Tries every action but DescribeTable: those on the table side by side, those on the stream one after the other.
     async fn try_all(&self, subject: &Subject<'_>, probe: &Probe<'_>, looked: &mut Looked) {
-        let left = subject.needs.actions.iter().copied().filter(|action| *action != Action::DescribeTable);
-        let tries = left.map(|action| async move { (action, self.patiently(|| probe.one(action)).await) });
+        let left = subject.needs.on(false).into_iter().filter(|action| *action != Action::DescribeTable);
+        let tries = left.map(|action| async move { (action, self.patiently(|| probe.table(action)).await) });
         for (action, tried) in join_all(tries).await {
             match tried {
                 Ok(Tried::Untried(why)) => looked.unknown(subject.name, &BTreeSet::from([action]), why),
@@ -221,6 +211,30 @@ impl Preflight<'_> {
                 Err(failure) => looked.take(subject.judge(action, &Err(failure))),
             }
         }
+        let on_stream: BTreeSet<Action> = subject.needs.on(true).into_iter().collect();
+        if let Some(stream) = subject.stream.as_deref().filter(|_| !on_stream.is_empty()) {
+            self.try_stream(subject, stream, probe, looked).await;
+        }
+        looked.unknown(subject.name, &on_stream, "no position in the stream is known");
+    }
+
+    /// The three calls that reading takes, as far as they get.
+    async fn try_stream(&self, subject: &Subject<'_>, stream: &str, probe: &Probe<'_>, looked: &mut Looked) {
+        let mut judge = |action, outcome: Result<(), Failure>| looked.take(subject.judge(action, &outcome));
+        let shard = match self.patiently(|| probe.shard(stream)).await {
+            Ok(shard) => shard,
+            Err(failure) => return judge(Action::DescribeStream, Err(failure)),
+        };
+        judge(Action::DescribeStream, Ok(()));
+        let Some(shard) = shard else { return };
+        let iterator = match self.patiently(|| probe.open(stream, &shard)).await {
+            Ok(iterator) => iterator,
+            Err(failure) => return judge(Action::GetShardIterator, Err(failure)),
+        };
+        judge(Action::GetShardIterator, Ok(()));
+        let Some(iterator) = iterator else { return };
+        let read = self.patiently(|| probe.read(&iterator)).await;
+        judge(Action::GetRecords, read.map(|_| ()));
     }
 
     /// Whether the role of a subject could be assumed, as its first call shows.
@@ -326,8 +340,7 @@ impl Preflight<'_> {
         looked.take((cell, finding));
         if outcome.is_ok() {
             let keys = [PK, SK].map(|name| (name.to_owned(), "S".to_owned()));
-            let probe =
-                Probe { clients: &clients, table: &state.table, keys: &keys, stream: None, expires: EXPIRES };
+            let probe = Probe { clients: &clients, table: &state.table, keys: &keys, expires: EXPIRES };
             Box::pin(self.try_all(&subject, &probe, &mut looked)).await;
         }
         looked.unknown(STATE, &needs.actions, "the table could not be described");
@@ -363,14 +376,15 @@ impl Preflight<'_> {
         }
     }
 
-    /// Tries a call for as long as policies may take to arrive.
+    /// Tries a call for as long as policies may take to arrive; what is only busy or broken for a moment, a little
+    /// longer.
     async fn patiently<T, E, F>(&self, call: impl Fn() -> F) -> Result<T, Failure>
     where
         F: Future<Output = Result<T, E>>,
         Failure: From<E>,
     {
-        let policy =
-            Policy { slow: Duration::from_secs(4), ..Policy::for_at_most(self.config.access_patience) };
+        let patience = self.config.access_patience;
+        let policy = Policy { slow: Duration::from_secs(4), ..Policy::for_at_most(patience.max(MOMENT)) };
         let notice = |failure: &Failure, tries| {
             if tries == 1 {
                 tracing::info!(why = %failure, "not allowed yet, or not reachable; policies take effect late, so it is tried again");
@@ -380,6 +394,11 @@ impl Preflight<'_> {
             match call().await.map_err(Failure::from) {
                 // A table that is not there will not come by waiting.
                 Err(failure) if failure.class == Class::NotFound => Ok(Err(failure)),
+                Err(failure)
+                    if patience.is_zero() && failure.class.action() != failure::Action::RetrySoon =>
+                {
+                    Ok(Err(failure))
+                }
                 Err(failure) => Err(failure),
                 Ok(answer) => Ok(Ok(answer)),
             }
@@ -427,34 +446,6 @@ impl Found {
             view: specification.and_then(|s| s.stream_view_type()).map_or("", |v| v.as_str()).to_owned(),
         });
         Self { keys, stream, id: table.table_id().unwrap_or_default().to_owned() }
-    }
-}
-
-/// Keeps the date of an answer.
-#[derive(Debug, Clone, Default)]
-struct Dated(Arc<Mutex<Option<SystemTime>>>);
-
-impl Dated {
-    fn get(&self) -> Option<SystemTime> {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Intercept for Dated {
-    fn name(&self) -> &'static str {
-        "keep the date of an answer"
-    }
-
-    fn read_before_deserialization(
-        &self,
-        context: &BeforeDeserializationInterceptorContextRef<'_>,
-        _: &RuntimeComponents,
-        _: &mut ConfigBag,
-    ) -> Result<(), BoxError> {
-        let date = context.response().headers().get("date");
-        let date = date.and_then(|date| DateTime::from_str(date, Format::HttpDate).ok());
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = date.and_then(|date| date.try_into().ok());
-        Ok(())
     }
 }
 

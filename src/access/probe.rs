@@ -39,24 +39,17 @@ pub struct Probe<'a> {
     pub table: &'a str,
     /// Its key attributes, partition key first.
     pub keys: &'a [KeyAttribute],
-    /// Its current stream.
-    pub stream: Option<&'a str>,
     /// The time-to-live attribute that the table should have.
     pub expires: &'a str,
 }
 
 impl Probe<'_> {
-    /// Tries one action, once.
+    /// Tries one action on the table, once.
     ///
     /// # Errors
     /// The failure of the call, where it says anything but that it was let in.
-    pub async fn one(&self, action: Action) -> Result<Tried, Failure> {
-        let outcome =
-            if action.on_stream() { self.stream(action).await } else { Box::pin(self.table(action)).await };
-        match outcome {
-            Err(failure) if let_in(&failure) => Ok(Tried::Allowed),
-            other => other,
-        }
+    pub async fn table(&self, action: Action) -> Result<Tried, Failure> {
+        Box::pin(self.call(action)).await.or_else(after_all)
     }
 
     fn key(&self) -> HashMap<String, AttributeValue> {
@@ -68,7 +61,7 @@ impl Probe<'_> {
         self.keys.iter().map(|(name, kind)| (name.clone(), value(kind))).collect()
     }
 
-    async fn table(&self, action: Action) -> Result<Tried, Failure> {
+    async fn call(&self, action: Action) -> Result<Tried, Failure> {
         let (client, table, key) = (&self.clients.tables, self.table, self.key());
         let Some((pk, _)) = self.keys.first() else { return Ok(Tried::Untried("its keys are not known")) };
         match action {
@@ -156,51 +149,53 @@ impl Probe<'_> {
         Ok(Tried::Allowed)
     }
 
-    async fn stream(&self, action: Action) -> Result<Tried, Failure> {
-        let Some(stream) = self.stream else { return Ok(Tried::Untried("there is no stream")) };
-        let client = &self.clients.streams;
-        let answer = client.describe_stream().stream_arn(stream).limit(1).send().await;
-        if action == Action::DescribeStream {
-            return answer.map(|_| Tried::Allowed).map_err(Failure::from);
+    /// Lists the stream's shards: one of them, when it has any.
+    ///
+    /// # Errors
+    /// The failure of the call.
+    pub async fn shard(&self, stream: &str) -> Result<Option<String>, Failure> {
+        let answer = self.clients.streams.describe_stream().stream_arn(stream).limit(1).send().await?;
+        let shards = answer.stream_description.and_then(|description| description.shards).unwrap_or_default();
+        Ok(shards.into_iter().next().and_then(|shard| shard.shard_id))
+    }
+
+    /// Opens a shard; `None` when it is gone, which may happen to the oldest between two calls.
+    ///
+    /// # Errors
+    /// The failure of the call.
+    pub async fn open(&self, stream: &str, shard: &str) -> Result<Option<String>, Failure> {
+        let open = self.clients.streams.get_shard_iterator().stream_arn(stream).shard_id(shard);
+        match open.shard_iterator_type(ShardIteratorType::TrimHorizon).send().await.map_err(Failure::from) {
+            Ok(answer) => Ok(answer.shard_iterator),
+            Err(failure) if failure.class == Class::NotFound => Ok(None),
+            Err(failure) => Err(failure),
         }
-        let shards = answer.ok().and_then(|a| a.stream_description).and_then(|d| d.shards);
-        let shard = shards.into_iter().flatten().next().and_then(|shard| shard.shard_id);
-        let Some(shard) = shard else { return Ok(Tried::Untried("no shard of the stream is known")) };
-        let open = client.get_shard_iterator().stream_arn(stream).shard_id(shard);
-        let opened =
-            open.shard_iterator_type(ShardIteratorType::TrimHorizon).send().await.map_err(Failure::from);
-        let iterator = match opened {
-            // The oldest shard may go between two calls.
-            Err(failure) if failure.class == Class::NotFound => return Ok(Tried::Allowed),
-            Err(failure) if action == Action::GetShardIterator => return Err(failure),
-            Err(_) => None,
-            Ok(answer) => answer.shard_iterator,
-        };
-        let Some(iterator) = iterator.filter(|_| action == Action::GetRecords) else {
-            let denied = action == Action::GetRecords;
-            return Ok(if denied {
-                Tried::Untried("no position in the stream is known")
-            } else {
-                Tried::Allowed
-            });
-        };
-        match client.get_records().shard_iterator(iterator).limit(1).send().await.map_err(Failure::from) {
-            Err(failure) if failure.class != Class::NotFound => Err(failure),
+    }
+
+    /// Reads at a position.
+    ///
+    /// # Errors
+    /// The failure of the call, where it says anything but that it was let in.
+    pub async fn read(&self, iterator: &str) -> Result<Tried, Failure> {
+        let read = self.clients.streams.get_records().shard_iterator(iterator).limit(1).send().await;
+        match read.map_err(Failure::from) {
+            Err(failure) if failure.class != Class::NotFound => after_all(failure),
             _ => Ok(Tried::Allowed),
         }
     }
 }
 
-/// Whether a failure comes after the question of permission: the condition that cannot hold, the table that exists,
-/// the time to live that is on, records that were trimmed since the shard was listed.
-fn let_in(failure: &Failure) -> bool {
-    match failure.class {
+/// A failure that comes after the question of permission says that it was let in: the condition that cannot hold, the
+/// table that exists, the time to live that is on, records that were trimmed since the shard was listed.
+fn after_all(failure: Failure) -> Result<Tried, Failure> {
+    let let_in = match failure.class {
         Class::Condition | Class::Trimmed | Class::IteratorExpired => true,
         _ => {
             failure.code == "ResourceInUseException"
                 || failure.code == "ValidationException" && failure.message.contains("TimeToLive is already")
         }
-    }
+    };
+    if let_in { Ok(Tried::Allowed) } else { Err(failure) }
 }
 
 fn invalid(error: &dyn std::error::Error) -> Failure {

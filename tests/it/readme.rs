@@ -83,7 +83,9 @@ fn the_readers_map_names_every_source_file() {
 fn every_link_of_the_documents_leads_somewhere() {
     let mut documents: Vec<PathBuf> = Vec::new();
     files(&root().join("docs"), &mut documents);
-    documents.extend(["README.md", "ARCHITECTURE.md", "CHANGELOG.md"].map(|name| root().join(name)));
+    documents.extend(
+        ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "SECURITY.md"].map(|name| root().join(name)),
+    );
     documents.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
     let mut broken = Vec::new();
     for document in &documents {
