@@ -40,6 +40,7 @@ pub mod failure;
 pub mod gaps;
 pub mod group;
 pub mod guard;
+pub mod iam;
 pub mod invariants;
 pub mod item;
 pub mod json;

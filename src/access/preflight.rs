@@ -1,27 +1,26 @@
 //! What must hold before a route may run, found out by the calls that it will make.
 //!
 //! Tables exist and are active, key schemas agree, the stream is on with the images that the route needs, and
-//! every permission is there. Nothing is changed: the writes that are tried carry a condition that cannot hold.
-//! Policies take effect late, so a denial is tried again for a bounded time; what stays is reported with the
-//! statement that is missing.
+//! every permission is there. Nothing is changed ([`probe`](super::probe)). Policies take effect late, so a denial is
+//! tried again for a bounded time; what stays is reported with the statement that is missing
+//! ([`finding`](super::finding)). A start looks at the members only; `check` also at the state table, at features that
+//! are not running yet, and at this host's clock.
 
-use crate::access::statement::{Need, Side, statement};
+use super::dated::Dated;
+use super::finding::{Cell, Finding, Findings, STATE, Subject, Verdict, folded};
+use super::needs::{Action, Feature, Needs};
+use super::probe::{KeyAttribute, Probe, Tried};
 use crate::aws::{Aws, Clients};
-use crate::config::{Config, Member, TableArn};
-use crate::failure::{Class, Failure};
-use crate::peer::NEVER;
+use crate::clock::Clock;
+use crate::config::{Access, Config, Member, TableArn};
+use crate::failure::{self, Class, Failure};
 use crate::retry::{self, GaveUp, Jitter, Policy};
-use aws_sdk_dynamodb::primitives::Blob;
-use aws_sdk_dynamodb::types::{AttributeValue, ScalarAttributeType, StreamViewType, TableStatus};
-use aws_sdk_dynamodbstreams::types::ShardIteratorType;
+use crate::state::{EXPIRES, PK, SK};
+use aws_sdk_dynamodb::types::{StreamViewType, TableDescription, TableStatus};
 use futures::future::join_all;
-use std::collections::HashMap;
-use std::fmt;
+use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
-
-/// A key attribute's name and type (`S`, `N` or `B`).
-pub type KeyAttribute = (String, String);
 
 /// What is known of a member table once it was found.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,42 +46,6 @@ pub struct Stream {
     pub view: String,
 }
 
-/// One thing that does not hold.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Finding {
-    /// The member.
-    pub member: String,
-    /// The call that showed it, where one did.
-    pub call: Option<&'static str>,
-    /// What is wrong.
-    pub what: String,
-    /// What to do.
-    pub remedy: String,
-}
-
-impl fmt::Display for Finding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "member {}: ", self.member)?;
-        if let Some(call) = self.call {
-            write!(f, "{call}: ")?;
-        }
-        write!(f, "{}\n  {}", self.what, self.remedy.replace('\n', "\n  "))
-    }
-}
-
-/// Everything that does not hold.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub struct Findings(pub Vec<Finding>);
-
-impl fmt::Display for Findings {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, finding) in self.0.iter().enumerate() {
-            write!(f, "{}{finding}", if index > 0 { "\n" } else { "" })?;
-        }
-        Ok(())
-    }
-}
-
 /// What a check uses.
 #[derive(Debug)]
 pub struct Preflight<'a> {
@@ -96,6 +59,48 @@ pub struct Preflight<'a> {
     pub cancel: &'a CancellationToken,
 }
 
+/// How long a call that is throttled, or has no answer, is tried again even when nobody waits for policies.
+const MOMENT: Duration = Duration::from_secs(5);
+
+/// All that a check found.
+#[derive(Debug, Clone, Default)]
+pub struct Report {
+    /// What was found of each member, in the order of the config; `None` for those that no route uses, and those
+    /// that something is wrong with.
+    pub found: Vec<Option<Found>>,
+    /// Every permission that is needed, of the members in the order of the config and then of the state table.
+    pub cells: Vec<Cell>,
+    /// What does not hold.
+    pub findings: Vec<Finding>,
+    /// What is no mistake, and good to know.
+    pub notes: Vec<String>,
+}
+
+/// What was looked at of one table.
+#[derive(Debug, Default)]
+struct Looked {
+    found: Option<Found>,
+    cells: Vec<Cell>,
+    findings: Vec<Finding>,
+}
+
+impl Looked {
+    fn take(&mut self, (cell, finding): (Cell, Option<Finding>)) {
+        self.cells.push(cell);
+        self.findings.extend(finding);
+    }
+
+    /// Those of `actions` that were not looked at cannot be known.
+    fn unknown(&mut self, name: &str, actions: &BTreeSet<Action>, why: &str) {
+        for action in actions {
+            let (member, action) = (name.to_owned(), action.name());
+            if !self.cells.iter().any(|cell| cell.action == action) {
+                self.cells.push(Cell { member, action, verdict: Verdict::Unknown(why.to_owned()) });
+            }
+        }
+    }
+}
+
 impl Preflight<'_> {
     /// Checks all members of all routes; gives what was found of each, in the order of the config (`None` for
     /// members that no route uses).
@@ -103,26 +108,37 @@ impl Preflight<'_> {
     /// # Errors
     /// Everything that does not hold, in the order of the config.
     pub async fn run(&self) -> Result<Vec<Option<Found>>, Findings> {
+        let report = self.members(&BTreeSet::new()).await;
+        if report.findings.is_empty() { Ok(report.found) } else { Err(Findings(report.findings)) }
+    }
+
+    /// Checks everything: members, also for features that are not in the config, the state table, and the clock of
+    /// this host.
+    pub async fn report(&self, features: &BTreeSet<Feature>, clock: Clock) -> Report {
+        let mut report = Box::pin(self.members(features)).await;
+        Box::pin(self.state(features, &mut report)).await;
+        self.compare_clocks(clock, &mut report).await;
+        report
+    }
+
+    async fn members(&self, features: &BTreeSet<Feature>) -> Report {
         let config = self.config;
-        let used = |index: usize| config.routes.iter().any(|r| r.from == index || r.to.contains(&index));
         let members = config.members.iter().enumerate().map(|(index, member)| async move {
-            if used(index) { Some(self.member(index, member).await) } else { None }
-        });
-        let results = join_all(members).await;
-        let mut findings = Vec::new();
-        let mut found = Vec::new();
-        for result in results {
-            match result {
-                None => found.push(None),
-                Some(Ok(table)) => found.push(Some(table)),
-                Some(Err(problems)) => {
-                    findings.extend(problems);
-                    found.push(None);
-                }
+            let needs = Needs::of_member(config, index, features);
+            if needs.actions.is_empty() {
+                Looked::default()
+            } else {
+                self.member(index, member, &needs).await
             }
+        });
+        let mut report = Report::default();
+        for looked in join_all(members).await {
+            report.found.push(looked.found.filter(|_| looked.findings.is_empty()));
+            report.cells.extend(looked.cells);
+            report.findings.extend(folded(looked.findings));
         }
-        self.compare_keys(&found, &mut findings);
-        if findings.is_empty() { Ok(found) } else { Err(Findings(findings)) }
+        self.compare_keys(&report.found, &mut report.findings);
+        report
     }
 
     fn compare_keys(&self, found: &[Option<Found>], findings: &mut Vec<Finding>) {
@@ -139,14 +155,10 @@ impl Preflight<'_> {
             for &to in &route.to {
                 let Some(peer) = of(to).filter(|peer| peer.keys != source.keys) else { continue };
                 let (first, keys) = (&config.members[route.from].name, spell(&source.keys));
-                findings.push(Finding {
-                    member: config.members[to].name.clone(),
-                    call: None,
-                    what: format!("its primary key is {}, but that of {first} is {keys}", spell(&peer.keys)),
-                    remedy: format!(
-                        "the tables of {tables} must have the same key attributes, by name and type"
-                    ),
-                });
+                let what = format!("its primary key is {}, but that of {first} is {keys}", spell(&peer.keys));
+                let remedy =
+                    format!("the tables of {tables} must have the same key attributes, by name and type");
+                findings.push(Finding::new(&config.members[to].name, None, what, remedy));
             }
         }
     }
@@ -158,71 +170,118 @@ impl Preflight<'_> {
     pub async fn table(&self, index: usize) -> Result<Found, Finding> {
         let member = &self.config.members[index];
         let clients = self.aws.clients(&member.access).await;
-        self.describe(member, &clients).await
+        let needs = Needs { actions: BTreeSet::from([Action::DescribeTable]), ..Needs::default() };
+        self.describe(&subject(member, &needs), &clients, &member.arn.to_string()).await.1
     }
 
-    async fn member(&self, index: usize, member: &Member) -> Result<Found, Vec<Finding>> {
+    async fn member(&self, index: usize, member: &Member, needs: &Needs) -> Looked {
         let clients = self.aws.clients(&member.access).await;
-        let found = self.describe(member, &clients).await.map_err(|finding| vec![finding])?;
-        let mut findings = Vec::new();
-        let mut leaving = self.config.routes.iter().filter(|route| route.from == index);
-        let group = leaving.find_map(|route| Some((&self.config.groups[route.group?], route)));
-        if self.config.routes.iter().any(|route| route.from == index) {
-            let group = group.map(|(group, _)| group.name.as_str());
-            findings.extend(self.source(member, &clients, &found, group).await);
-        }
-        if self.config.routes.iter().any(|route| route.to.contains(&index)) {
-            let stamp = group.map(|(_, route)| route.stamp.as_str());
-            findings.extend(Box::pin(self.peer(member, &clients, &found, stamp)).await);
-        }
-        if findings.is_empty() { Ok(found) } else { Err(findings) }
+        let (mut subject, table) = (subject(member, needs), member.arn.to_string());
+        let mut looked = Looked::default();
+        let (cell, found) = self.describe(&subject, &clients, &table).await;
+        looked.cells.extend(self.assumed(&subject, &cell));
+        looked.cells.push(cell);
+        let found = match found {
+            Ok(found) => found,
+            Err(finding) => {
+                looked.findings.push(finding);
+                looked.unknown(&member.name, &needs.actions, "the table could not be described");
+                return looked;
+            }
+        };
+        let reads = !needs.on(true).is_empty();
+        let unfit = self.unfit(index, member, &found).filter(|_| reads);
+        let stream = found.stream.as_ref().filter(|_| unfit.is_none()).map(|stream| stream.arn.clone());
+        looked.findings.extend(unfit);
+        subject.stream = stream;
+        let probe = Probe { clients: &clients, table: &table, keys: &found.keys, expires: EXPIRES };
+        Box::pin(self.try_all(&subject, &probe, &mut looked)).await;
+        looked.found = Some(found);
+        looked
     }
 
-    async fn describe(&self, member: &Member, clients: &Clients) -> Result<Found, Finding> {
-        let name = member.arn.to_string();
-        let call = "DescribeTable";
-        let answer = self.patiently(|| clients.tables.describe_table().table_name(&name).send()).await;
-        let answer = answer.map_err(|f| finding(member, call, &f, Need::DescribeTable, None))?;
-        let bad = |what: String, remedy: &str| Finding {
-            member: member.name.clone(),
-            call: Some(call),
-            what,
-            remedy: remedy.to_owned(),
-        };
-        let Some(table) = answer.table else {
-            return Err(bad("the answer holds no table".to_owned(), Class::Unrecognised.remedy()));
-        };
-        match table.table_status() {
-            Some(TableStatus::Active | TableStatus::Updating) | None => {}
-            Some(status) => {
-                let what = format!("the table is {status}");
-                return Err(bad(what, "wait until it is ACTIVE, then start again"));
+    /// Tries every action but DescribeTable: those on the table side by side, those on the stream one after the other.
+    async fn try_all(&self, subject: &Subject<'_>, probe: &Probe<'_>, looked: &mut Looked) {
+        let left = subject.needs.on(false).into_iter().filter(|action| *action != Action::DescribeTable);
+        let tries = left.map(|action| async move { (action, self.patiently(|| probe.table(action)).await) });
+        for (action, tried) in join_all(tries).await {
+            match tried {
+                Ok(Tried::Untried(why)) => looked.unknown(subject.name, &BTreeSet::from([action]), why),
+                Ok(Tried::Allowed) => looked.take(subject.judge(action, &Ok(()))),
+                Err(failure) => looked.take(subject.judge(action, &Err(failure))),
             }
         }
-        let kind = |name: &str| {
-            let definition = table.attribute_definitions().iter().find(|a| a.attribute_name() == name);
-            definition.map_or("?", |a| a.attribute_type().as_str()).to_owned()
-        };
-        let keys = table.key_schema().iter();
-        let keys = keys.map(|k| (k.attribute_name().to_owned(), kind(k.attribute_name()))).collect();
-        let specification = table.stream_specification();
-        let stream = table.latest_stream_arn().map(|arn| Stream {
-            arn: arn.to_owned(),
-            label: table.latest_stream_label().unwrap_or_else(|| label(arn)).to_owned(),
-            enabled: specification.is_some_and(|s| s.stream_enabled()),
-            view: specification.and_then(|s| s.stream_view_type()).map_or("", |v| v.as_str()).to_owned(),
-        });
-        Ok(Found { keys, stream, id: table.table_id().unwrap_or_default().to_owned() })
+        let on_stream: BTreeSet<Action> = subject.needs.on(true).into_iter().collect();
+        if let Some(stream) = subject.stream.as_deref().filter(|_| !on_stream.is_empty()) {
+            self.try_stream(subject, stream, probe, looked).await;
+        }
+        looked.unknown(subject.name, &on_stream, "no position in the stream is known");
     }
 
-    /// `group` is the name of the group that the member is in.
-    async fn source(
+    /// The three calls that reading takes, as far as they get.
+    async fn try_stream(&self, subject: &Subject<'_>, stream: &str, probe: &Probe<'_>, looked: &mut Looked) {
+        let mut judge = |action, outcome: Result<(), Failure>| looked.take(subject.judge(action, &outcome));
+        let shard = match self.patiently(|| probe.shard(stream)).await {
+            Ok(shard) => shard,
+            Err(failure) => return judge(Action::DescribeStream, Err(failure)),
+        };
+        judge(Action::DescribeStream, Ok(()));
+        let Some(shard) = shard else { return };
+        let iterator = match self.patiently(|| probe.open(stream, &shard)).await {
+            Ok(iterator) => iterator,
+            Err(failure) => return judge(Action::GetShardIterator, Err(failure)),
+        };
+        judge(Action::GetShardIterator, Ok(()));
+        let Some(iterator) = iterator else { return };
+        let read = self.patiently(|| probe.read(&iterator)).await;
+        judge(Action::GetRecords, read.map(|_| ()));
+    }
+
+    /// Whether the role of a subject could be assumed, as its first call shows.
+    fn assumed(&self, subject: &Subject<'_>, first: &Cell) -> Option<Cell> {
+        subject.access.assume_role.as_ref()?;
+        let verdict = match &first.verdict {
+            Verdict::Unknown(why) if why.contains("sts:AssumeRole") => Verdict::Denied,
+            Verdict::Unknown(why) => Verdict::Unknown(why.clone()),
+            _ => Verdict::Allowed,
+        };
+        Some(Cell { member: subject.name.to_owned(), action: "sts:AssumeRole".to_owned(), verdict })
+    }
+
+    async fn describe(
         &self,
-        member: &Member,
+        subject: &Subject<'_>,
         clients: &Clients,
-        found: &Found,
-        group: Option<&str>,
-    ) -> Vec<Finding> {
+        table: &str,
+    ) -> (Cell, Result<Found, Finding>) {
+        let call = Action::DescribeTable;
+        let answer = self.patiently(|| clients.tables.describe_table().table_name(table).send()).await;
+        let (answer, outcome) = match answer {
+            Ok(answer) => (answer.table, Ok(())),
+            Err(failure) => (None, Err(failure)),
+        };
+        let (cell, finding) = subject.judge(call, &outcome);
+        if let Some(finding) = finding {
+            return (cell, Err(finding));
+        }
+        let bad = |what: String, remedy: &str| Err(Finding::new(subject.name, Some(call), what, remedy));
+        let found = match answer {
+            None => bad("the answer holds no table".to_owned(), Class::Unrecognised.remedy()),
+            Some(table) => match (table.table_status(), elsewhere(&table, &subject.table)) {
+                (_, Some(what)) => bad(what, "give the endpoint of the table's own Region, or the right ARN"),
+                (Some(TableStatus::Active | TableStatus::Updating) | None, None) => Ok(Found::of(&table)),
+                (Some(status), None) => {
+                    bad(format!("the table is {status}"), "wait until it is ACTIVE, then start again")
+                }
+            },
+        };
+        (cell, found)
+    }
+
+    /// What a source's stream lacks for the routes that read it.
+    fn unfit(&self, index: usize, member: &Member, found: &Found) -> Option<Finding> {
+        let mut leaving = self.config.routes.iter().filter(|route| route.from == index);
+        let group = leaving.find_map(|route| Some(self.config.groups[route.group?].name.as_str()));
         let table = &member.arn;
         let turn_on = format!(
             "turn it on: aws dynamodb update-table --table-name {} \
@@ -230,136 +289,102 @@ impl Preflight<'_> {
              (in account {}; a new stream needs its own resource policy)",
             table.table, table.account
         );
-        let finding_of = |what: &str, remedy: String| Finding {
-            member: member.name.clone(),
-            call: Some("DescribeTable"),
-            what: what.to_owned(),
-            remedy,
-        };
+        let finding =
+            |what: &str, remedy| Some(Finding::new(&member.name, Some(Action::DescribeTable), what, remedy));
         let Some(stream) = found.stream.as_ref().filter(|stream| stream.enabled) else {
-            return vec![finding_of("the table's stream is off", turn_on)];
+            return finding("the table's stream is off", turn_on);
         };
         let lacks = match (StreamViewType::from(stream.view.as_str()), group) {
-            (StreamViewType::NewAndOldImages, _) | (StreamViewType::NewImage, None) => None,
-            (StreamViewType::NewImage, Some(group)) => {
-                Some(format!("no old images; group {group} needs both"))
-            }
-            (_, _) => Some("no new images".to_owned()),
+            (StreamViewType::NewAndOldImages, _) | (StreamViewType::NewImage, None) => return None,
+            (StreamViewType::NewImage, Some(group)) => format!("no old images; group {group} needs both"),
+            (_, _) => "no new images".to_owned(),
         };
-        if let Some(lacks) = lacks {
-            let what = format!("the stream's view type is {}, which has {lacks}", stream.view);
-            let off = format!(
-                "turn the stream off (aws dynamodb update-table --table-name {} \
-                 --stream-specification StreamEnabled=false) and on again with NEW_AND_OLD_IMAGES; \
-                 what changes in between is not in the new stream\n",
-                table.table
+        let off = format!(
+            "turn the stream off (aws dynamodb update-table --table-name {} \
+             --stream-specification StreamEnabled=false) and on again with NEW_AND_OLD_IMAGES; \
+             what changes in between is not in the new stream\n",
+            table.table
+        );
+        finding(&format!("the stream's view type is {}, which has {lacks}", stream.view), off + &turn_on)
+    }
+
+    /// The permissions on the state table. One that does not exist yet is no mistake before the first start.
+    async fn state(&self, features: &BTreeSet<Feature>, report: &mut Report) {
+        let (state, needs) = (&self.config.state, Needs::of_state(features));
+        let clients = self.aws.clients(&state.access).await;
+        let named = state.table.parse::<TableArn>();
+        let table = named.unwrap_or_else(|_| TableArn {
+            partition: "aws".to_owned(),
+            region: state.access.region.clone(),
+            account: String::new(),
+            table: state.table.clone(),
+        });
+        let subject = Subject { name: STATE, table, access: &state.access, needs: &needs, stream: None };
+        let mut looked = Looked::default();
+        let answer = self.patiently(|| clients.tables.describe_table().table_name(&state.table).send()).await;
+        let outcome = match answer {
+            Ok(_) => Ok(()),
+            Err(failure) if failure.class == Class::NotFound => {
+                report.notes.push(format!(
+                    "the state table {} does not exist; run with --create-state-table makes it",
+                    state.table
+                ));
+                looked.unknown(STATE, &needs.actions, "the table does not exist yet");
+                report.cells.extend(looked.cells);
+                return;
+            }
+            Err(failure) => Err(failure),
+        };
+        let (cell, finding) = subject.judge(Action::DescribeTable, &outcome);
+        looked.cells.extend(self.assumed(&subject, &cell));
+        looked.take((cell, finding));
+        if outcome.is_ok() {
+            let keys = [PK, SK].map(|name| (name.to_owned(), "S".to_owned()));
+            let probe = Probe { clients: &clients, table: &state.table, keys: &keys, expires: EXPIRES };
+            Box::pin(self.try_all(&subject, &probe, &mut looked)).await;
+        }
+        looked.unknown(STATE, &needs.actions, "the table could not be described");
+        report.cells.extend(looked.cells);
+        report.findings.extend(folded(looked.findings));
+    }
+
+    /// Compares this host's clock with the date of an answer. Versions, leases' beats and the drift ceiling tolerate
+    /// a clock that is wrong by less than the smallest `max_clock_drift`; half of that leaves the other half to the
+    /// others.
+    async fn compare_clocks(&self, clock: Clock, report: &mut Report) {
+        let Some(bound) = self.config.routes.iter().map(|route| route.max_clock_drift / 2).min() else {
+            return;
+        };
+        let dated = Dated::default();
+        let clients = self.aws.clients(&self.config.state.access).await;
+        let call = clients.tables.describe_table().table_name(&self.config.state.table);
+        // A refusal is dated too.
+        drop(call.customize().interceptor(dated.clone()).send().await);
+        let Some(theirs) = dated.get() else { return };
+        let ours = clock.now();
+        let off = ours.duration_since(theirs).unwrap_or_else(|behind| behind.duration());
+        // Dates have whole seconds.
+        if off > bound + Duration::from_secs(1) {
+            let way = if ours > theirs { "ahead of" } else { "behind" };
+            let what = format!("this host's clock is {} s {way} AWS's", off.as_secs());
+            let remedy = format!(
+                "set it, by NTP for instance: it decides which stamps are believed (max_clock_drift), and AWS \
+                 refuses signatures that are five minutes off; at most {} s are tolerated",
+                bound.as_secs()
             );
-            return vec![finding_of(&what, off + &turn_on)];
-        }
-        match self.read_stream(clients, &stream.arn).await {
-            Ok(()) => Vec::new(),
-            Err((call, failure)) => {
-                vec![finding(member, call, &failure, Need::ReadStream, Some(&stream.arn))]
-            }
+            report.findings.push(Finding::new(STATE, None, what, remedy));
         }
     }
 
-    /// The three calls that reading takes.
-    async fn read_stream(&self, clients: &Clients, stream: &str) -> Result<(), (&'static str, Failure)> {
-        let streams = &clients.streams;
-        let describe = || streams.describe_stream().stream_arn(stream).limit(1).send();
-        let answer = self.patiently(describe).await.map_err(|f| ("DescribeStream", f))?;
-        let shards = answer.stream_description.and_then(|d| d.shards).unwrap_or_default();
-        let Some(shard) = shards.into_iter().next().and_then(|shard| shard.shard_id) else { return Ok(()) };
-        let open = || {
-            streams
-                .get_shard_iterator()
-                .stream_arn(stream)
-                .shard_id(&shard)
-                .shard_iterator_type(ShardIteratorType::TrimHorizon)
-                .send()
-        };
-        let iterator = match self.patiently(open).await {
-            Ok(answer) => answer.shard_iterator,
-            // The oldest shard may go between two calls.
-            Err(failure) if failure.class == Class::NotFound => return Ok(()),
-            Err(failure) => return Err(("GetShardIterator", failure)),
-        };
-        let Some(iterator) = iterator else { return Ok(()) };
-        match self.patiently(|| streams.get_records().shard_iterator(&iterator).limit(1).send()).await {
-            Err(failure) if !matches!(failure.class, Class::Trimmed | Class::NotFound) => {
-                Err(("GetRecords", failure))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Writes whose condition cannot hold: allowed ones fail by the condition. In a group, whose stamp attribute is
-    /// `stamp`, there are updates too, and reads.
-    async fn peer(
-        &self,
-        member: &Member,
-        clients: &Clients,
-        found: &Found,
-        stamp: Option<&str>,
-    ) -> Vec<Finding> {
-        let (table, tables) = (member.arn.to_string(), &clients.tables);
-        let value = |kind: &str| match ScalarAttributeType::from(kind) {
-            ScalarAttributeType::N => AttributeValue::N("0".to_owned()),
-            ScalarAttributeType::B => AttributeValue::B(Blob::new("shardwalker-probe")),
-            _ => AttributeValue::S("shardwalker-probe".to_owned()),
-        };
-        let key: HashMap<_, _> = found.keys.iter().map(|(name, kind)| (name.clone(), value(kind))).collect();
-        let Some((pk, _)) = found.keys.first() else { return Vec::new() };
-        let key = || Some(key.clone());
-        let put = || {
-            let put = tables.put_item().table_name(&table).set_item(key());
-            put.condition_expression(NEVER).expression_attribute_names("#pk", pk).send()
-        };
-        let delete = || {
-            let delete = tables.delete_item().table_name(&table).set_key(key());
-            delete.condition_expression(NEVER).expression_attribute_names("#pk", pk).send()
-        };
-        let update = |stamp: &str| {
-            let update = tables.update_item().table_name(&table).set_key(key());
-            let update =
-                update.update_expression("REMOVE #stamp").expression_attribute_names("#stamp", stamp);
-            update.condition_expression(NEVER).expression_attribute_names("#pk", pk).send()
-        };
-        let get = || tables.get_item().table_name(&table).set_key(key()).consistent_read(true).send();
-        let updated = async {
-            match stamp {
-                Some(stamp) => self.patiently(|| update(stamp)).await.map(|_| ()),
-                None => Ok(()),
-            }
-        };
-        let got = async { if stamp.is_some() { self.patiently(get).await.map(|_| ()) } else { Ok(()) } };
-        let (put, delete, updated, got) =
-            futures::join!(self.patiently(put), self.patiently(delete), updated, got);
-        let results = [
-            ("PutItem", put.map(|_| ())),
-            ("UpdateItem", updated),
-            ("DeleteItem", delete.map(|_| ())),
-            ("GetItem", got),
-        ];
-        let need = if stamp.is_some() { Need::WriteMember } else { Need::WritePeer };
-        let failed = |(call, result): (&'static str, Result<(), Failure>)| match result {
-            Err(failure) if failure.class != Class::Condition => {
-                Some(finding(member, call, &failure, need, None))
-            }
-            _ => None,
-        };
-        results.into_iter().filter_map(failed).collect()
-    }
-
-    /// Tries a call for as long as policies may take to arrive.
+    /// Tries a call for as long as policies may take to arrive; what is only busy or broken for a moment, a little
+    /// longer.
     async fn patiently<T, E, F>(&self, call: impl Fn() -> F) -> Result<T, Failure>
     where
         F: Future<Output = Result<T, E>>,
         Failure: From<E>,
     {
-        let policy =
-            Policy { slow: Duration::from_secs(4), ..Policy::for_at_most(self.config.access_patience) };
+        let patience = self.config.access_patience;
+        let policy = Policy { slow: Duration::from_secs(4), ..Policy::for_at_most(patience.max(MOMENT)) };
         let notice = |failure: &Failure, tries| {
             if tries == 1 {
                 tracing::info!(why = %failure, "not allowed yet, or not reachable; policies take effect late, so it is tried again");
@@ -369,6 +394,11 @@ impl Preflight<'_> {
             match call().await.map_err(Failure::from) {
                 // A table that is not there will not come by waiting.
                 Err(failure) if failure.class == Class::NotFound => Ok(Err(failure)),
+                Err(failure)
+                    if patience.is_zero() && failure.class.action() != failure::Action::RetrySoon =>
+                {
+                    Ok(Err(failure))
+                }
                 Err(failure) => Err(failure),
                 Ok(answer) => Ok(Ok(answer)),
             }
@@ -383,52 +413,39 @@ impl Preflight<'_> {
     }
 }
 
-fn finding(
-    member: &Member,
-    call: &'static str,
-    failure: &Failure,
-    need: Need,
-    stream: Option<&str>,
-) -> Finding {
-    let remedy = if failure.class == Class::Denied {
-        denied(&member.arn, failure, need, stream)
-    } else {
-        failure.class.remedy().to_owned()
-    };
-    Finding { member: member.name.clone(), call: Some(call), what: failure.to_string(), remedy }
+fn subject<'a>(member: &'a Member, needs: &'a Needs) -> Subject<'a> {
+    let access: &Access = &member.access;
+    Subject { name: &member.name, table: member.arn.clone(), access, needs, stream: None }
 }
 
-/// AWS says which side denied, and who asked.
-fn denied(table: &TableArn, failure: &Failure, need: Need, stream: Option<&str>) -> String {
-    let message = &failure.message;
-    let principal = message.split_whitespace().find(|word| word.starts_with("arn:aws"));
-    let principal = principal.map_or("<the ARN of the replicator's role>".to_owned(), role_of);
-    if message.contains("explicit deny") {
-        return "a Deny statement forbids it; no Allow can override that: remove or narrow it".to_owned();
-    }
-    let resource = need.resource_side();
-    let sides: &[Side] = if message.contains("no identity-based policy") {
-        &[Side::Identity]
-    } else if message.contains("no resource-based policy") {
-        &[resource]
-    } else {
-        &[Side::Identity, resource]
-    };
-    let part = |side: &Side| {
-        let statement = statement(need, *side, table, stream, &principal);
-        format!("add to {}:\n{statement}", side.place(table))
-    };
-    sides.iter().map(part).collect::<Vec<_>>().join("\n")
+/// Where an answer says that its table is, when that is not where the config says. Emulators that know nothing of
+/// Regions or accounts are left alone.
+fn elsewhere(table: &TableDescription, wanted: &TableArn) -> Option<String> {
+    let found: TableArn = table.table_arn()?.parse().ok()?;
+    let emulated = found.region == "ddblocal" || found.account == "000000000000";
+    let same =
+        found.region == wanted.region && (wanted.account.is_empty() || found.account == wanted.account);
+    (!emulated && !same).then(|| {
+        format!("the endpoint answered with {found}: Region {}, account {}", found.region, found.account)
+    })
 }
 
-/// The role behind an assumed role's session: what a policy should name.
-fn role_of(caller: &str) -> String {
-    let fields: Vec<&str> = caller.splitn(6, ':').collect();
-    match (fields.as_slice(), caller.split('/').collect::<Vec<_>>().as_slice()) {
-        ([arn, partition, "sts", _, account, rest], [_, role, ..]) if rest.starts_with("assumed-role/") => {
-            format!("{arn}:{partition}:iam::{account}:role/{role}")
-        }
-        _ => caller.to_owned(),
+impl Found {
+    fn of(table: &TableDescription) -> Self {
+        let kind = |name: &str| {
+            let definition = table.attribute_definitions().iter().find(|a| a.attribute_name() == name);
+            definition.map_or("?", |a| a.attribute_type().as_str()).to_owned()
+        };
+        let keys = table.key_schema().iter();
+        let keys = keys.map(|k| (k.attribute_name().to_owned(), kind(k.attribute_name()))).collect();
+        let specification = table.stream_specification();
+        let stream = table.latest_stream_arn().map(|arn| Stream {
+            arn: arn.to_owned(),
+            label: table.latest_stream_label().unwrap_or_else(|| label(arn)).to_owned(),
+            enabled: specification.is_some_and(|s| s.stream_enabled()),
+            view: specification.and_then(|s| s.stream_view_type()).map_or("", |v| v.as_str()).to_owned(),
+        });
+        Self { keys, stream, id: table.table_id().unwrap_or_default().to_owned() }
     }
 }
 
@@ -445,44 +462,18 @@ fn spell(keys: &[KeyAttribute]) -> String {
 mod tests {
     use super::*;
 
-    fn table() -> TableArn {
-        "arn:aws:dynamodb:eu-west-1:111111111111:table/orders".parse().unwrap()
-    }
-
-    fn denial(why: &str) -> Failure {
-        let message = format!(
-            "User: arn:aws:sts::999999999999:assumed-role/replicator/i-1 is not authorized to perform: \
-             dynamodb:GetRecords on resource: x because {why}"
-        );
-        Failure::new(Class::Denied, "AccessDeniedException", message)
-    }
-
     #[test]
-    fn a_denial_names_the_side_and_the_statement() {
-        let stream = "arn:aws:dynamodb:eu-west-1:111111111111:table/orders/stream/2026";
-        let say = |why: &str| denied(&table(), &denial(why), Need::ReadStream, Some(stream));
-        let resource = say("no resource-based policy allows the dynamodb:GetRecords action");
-        assert_eq!(
-            resource,
-            format!(
-                "add to the resource policy of the table's current stream, in account 111111111111:\n{}",
-                r#"{"Action":["dynamodb:DescribeStream","dynamodb:GetRecords","dynamodb:GetShardIterator"],"Effect":"Allow","Principal":{"AWS":"arn:aws:iam::999999999999:role/replicator"},"Resource":"arn:aws:dynamodb:eu-west-1:111111111111:table/orders/stream/2026"}"#
-            )
-        );
-        let identity = say("no identity-based policy allows the dynamodb:GetRecords action");
-        assert!(
-            identity.starts_with("add to the identity policy") && identity.contains("stream/*"),
-            "{identity}"
-        );
-        assert!(!identity.contains("Principal"));
-        assert!(say("of an explicit deny in a resource-based policy").contains("Deny"));
-        let unknown = say("reasons");
-        assert!(unknown.contains("identity policy") && unknown.contains("resource policy"), "{unknown}");
-    }
-
-    #[test]
-    fn a_session_is_named_by_its_role() {
-        assert_eq!(role_of("arn:aws:sts::1:assumed-role/r/s"), "arn:aws:iam::1:role/r");
-        assert_eq!(role_of("arn:aws:iam::1:user/u"), "arn:aws:iam::1:user/u");
+    fn a_table_of_another_region_or_account_is_noticed() {
+        let wanted = "arn:aws:dynamodb:eu-west-1:111111111111:table/orders".parse().unwrap();
+        for (found, other) in [
+            ("arn:aws:dynamodb:eu-west-1:111111111111:table/orders", false),
+            ("arn:aws:dynamodb:us-east-1:111111111111:table/orders", true),
+            ("arn:aws:dynamodb:eu-west-1:222222222222:table/orders", true),
+            ("arn:aws:dynamodb:ddblocal:000000000000:table/orders", false),
+            ("orders", false),
+        ] {
+            let table = TableDescription::builder().table_arn(found).build();
+            assert_eq!(elsewhere(&table, &wanted).is_some(), other, "{found}");
+        }
     }
 }

@@ -1,20 +1,8 @@
-//! Policy statements: which actions are needed where, and the statement that allows them.
+//! Policy statements: how one that allows something looks, and on which side it stands.
 
-use crate::config::TableArn;
+use super::needs::Action;
+use crate::config::{Access, TableArn};
 use serde_json::{Value, json};
-
-/// What a call needs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Need {
-    /// Finding a table, its keys and its stream.
-    DescribeTable,
-    /// Reading the source's stream.
-    ReadStream,
-    /// Writing to a peer on a one-way route.
-    WritePeer,
-    /// Writing to a member of a group: deletes are marked first, and an item is read before it is repaired.
-    WriteMember,
-}
 
 /// A side of a permission across accounts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,59 +15,56 @@ pub enum Side {
     Stream,
 }
 
-impl Need {
-    /// The actions that belong together.
-    #[must_use]
-    pub const fn actions(self) -> &'static [&'static str] {
-        match self {
-            Self::DescribeTable => &["dynamodb:DescribeTable"],
-            Self::ReadStream => {
-                &["dynamodb:DescribeStream", "dynamodb:GetRecords", "dynamodb:GetShardIterator"]
-            }
-            Self::WritePeer => &["dynamodb:PutItem", "dynamodb:DeleteItem"],
-            Self::WriteMember => {
-                &["dynamodb:PutItem", "dynamodb:UpdateItem", "dynamodb:DeleteItem", "dynamodb:GetItem"]
-            }
-        }
-    }
-
-    /// Where the resource side of it is written.
-    #[must_use]
-    pub const fn resource_side(self) -> Side {
-        match self {
-            Self::DescribeTable | Self::WritePeer | Self::WriteMember => Side::Table,
-            Self::ReadStream => Side::Stream,
-        }
-    }
-}
-
 impl Side {
+    /// Where the resource side of an action is written.
+    #[must_use]
+    pub fn of_resource(action: Action) -> Self {
+        if action.on_stream() { Self::Stream } else { Self::Table }
+    }
+
     /// Where the statement goes, for a person.
     #[must_use]
-    pub fn place(self, table: &TableArn) -> String {
+    pub fn place(self, table: &TableArn, access: &Access) -> String {
         let account = &table.account;
-        match self {
-            Self::Identity => "the identity policy of the role that makes the call".to_owned(),
-            Self::Table => format!("the resource policy of the table, in account {account}"),
-            Self::Stream => {
+        match (self, &access.assume_role) {
+            (Self::Identity, None) => "the identity policy of the role that makes the call".to_owned(),
+            (Self::Identity, Some(role)) => format!("the identity policy of {}", role.role_arn),
+            (Self::Table, _) => format!("the resource policy of the table, in account {account}"),
+            (Self::Stream, _) => {
                 format!("the resource policy of the table's current stream, in account {account}")
             }
         }
     }
 }
 
-/// The statement that allows `need` on `table` for `principal`, for one side. A stream's own ARN ends in a time
-/// that changes with every new stream, so the identity side names all streams of the table.
+/// The resource of actions on a table (or, with `stream`, on its stream) as a policy names it. A stream's own ARN
+/// ends in a time that changes with every new stream: `current` when it is known and only it is meant.
 #[must_use]
-pub fn statement(need: Need, side: Side, table: &TableArn, stream: Option<&str>, principal: &str) -> Value {
-    let resource = match (need, side) {
-        (Need::ReadStream, Side::Identity) => format!("{table}/stream/*"),
-        (Need::ReadStream, _) => stream.map_or_else(|| format!("{table}/stream/*"), str::to_owned),
-        (Need::DescribeTable | Need::WritePeer | Need::WriteMember, _) => table.to_string(),
-    };
-    let mut statement = json!({ "Effect": "Allow", "Action": need.actions(), "Resource": resource });
-    if side != Side::Identity {
+pub fn resource(table: &TableArn, on_stream: bool, current: Option<&str>) -> String {
+    match (on_stream, current) {
+        (false, _) => table.to_string(),
+        (true, Some(stream)) => stream.to_owned(),
+        (true, None) => format!("{table}/stream/*"),
+    }
+}
+
+/// The statement that allows `actions` on a resource to `principal`; in an identity policy, without one.
+#[must_use]
+pub fn allow<'a>(
+    actions: impl IntoIterator<Item = &'a Action>,
+    resource: &str,
+    principal: Option<&str>,
+) -> Value {
+    let actions: Vec<String> = actions.into_iter().map(|action| action.name()).collect();
+    let mut statement = json!({ "Effect": "Allow", "Action": actions, "Resource": resource });
+    if let Some(principal) = principal {
         statement["Principal"] = json!({ "AWS": principal });
     }
     statement
+}
+
+/// A whole document.
+#[must_use]
+pub fn document(statements: Vec<Value>) -> Value {
+    json!({ "Version": "2012-10-17", "Statement": statements })
 }

@@ -1,9 +1,14 @@
 //! `check`: the config, and what must hold before it may run.
 
-use super::{ConfigArg, FOUND, answer};
-use crate::access::preflight::Preflight;
-use crate::aws::{Aws, Base};
+use super::policy::FeaturesArg;
+use super::table::table;
+use super::{ConfigArg, FOUND, answer, aws};
+use crate::access::finding::{Cell, Finding, Verdict};
+use crate::access::preflight::{Preflight, Report};
+use crate::clock::Clock;
+use crate::config::Config;
 use crate::retry::Jitter;
+use serde_json::{Value, json};
 use std::process::ExitCode;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -16,6 +21,11 @@ pub(super) struct Args {
     /// Check the file only; call nobody
     #[arg(long)]
     offline: bool,
+    #[command(flatten)]
+    features: FeaturesArg,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 }
 
 pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
@@ -24,29 +34,71 @@ pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
         Err(code) => return Ok(code),
     };
     if args.offline {
-        answer(&format!(
-            "{}: {} members, {} routes, no problems",
-            args.config.config.display(),
-            config.members.len(),
-            config.routes.len()
-        ));
+        let (members, routes) = (config.members.len(), config.routes.len());
+        answer(&if args.json {
+            json!({ "ok": true, "members": members, "routes": routes }).to_string()
+        } else {
+            format!("{}: {members} members, {routes} routes, no problems", args.config.config.display())
+        });
         return Ok(ExitCode::SUCCESS);
     }
     // Whoever asks wants to know how it is now.
     config.access_patience = Duration::ZERO;
-    let aws = Aws::new(Base { request_timeout: Some(config.write.request_timeout), ..Base::default() });
+    let aws = aws(&config);
     let (jitter, cancel) = (Jitter::seeded(rand::random()), CancellationToken::new());
     let preflight = Preflight { config: &config, aws: &aws, jitter: &jitter, cancel: &cancel };
-    match preflight.run().await {
-        Ok(_) => {
-            for member in &config.members {
-                answer(&format!("member {}: ok ({})", member.name, member.arn));
-            }
-            Ok(ExitCode::SUCCESS)
-        }
-        Err(findings) => {
-            answer(&findings.to_string());
-            Ok(ExitCode::from(FOUND))
+    let report = Box::pin(preflight.report(&args.features.of(), Clock::system())).await;
+    answer(&if args.json { format!("{:#}", as_json(&report)) } else { as_text(&config, &report) });
+    Ok(if report.findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(FOUND) })
+}
+
+fn as_text(config: &Config, report: &Report) -> String {
+    let row = |cell: &Cell| {
+        let why = match &cell.verdict {
+            // What failed is among the findings in full.
+            Verdict::Unknown(why) if !why.contains('\n') && why.len() < 80 => why.clone(),
+            _ => String::new(),
+        };
+        [cell.member.clone(), cell.action.clone(), cell.verdict.name().to_owned(), why]
+    };
+    let rows: Vec<[String; 4]> = report.cells.iter().map(row).collect();
+    let mut parts = vec![table(["MEMBER", "PERMISSION", "", ""], &rows)];
+    if !report.findings.is_empty() {
+        parts.push(report.findings.iter().map(Finding::to_string).collect::<Vec<_>>().join("\n"));
+    }
+    let mut lines = Vec::new();
+    for (member, found) in config.members.iter().zip(&report.found) {
+        if found.is_some() {
+            lines.push(format!("member {}: ok ({})", member.name, member.arn));
         }
     }
+    lines.extend(report.notes.iter().cloned());
+    parts.push(lines.join("\n"));
+    parts.retain(|part| !part.is_empty());
+    parts.join("\n\n")
+}
+
+fn as_json(report: &Report) -> Value {
+    let cell = |cell: &Cell| {
+        let mut value =
+            json!({ "member": cell.member, "action": cell.action, "verdict": cell.verdict.name() });
+        if let Verdict::Unknown(why) = &cell.verdict {
+            value["why"] = json!(why);
+        }
+        value
+    };
+    let finding = |finding: &Finding| {
+        let add: Vec<Value> =
+            finding.add.iter().map(|add| json!({ "where": add.place, "statement": add.statement })).collect();
+        json!({
+            "member": finding.member, "call": finding.call, "what": finding.what,
+            "remedy": finding.remedy, "add": add,
+        })
+    };
+    json!({
+        "ok": report.findings.is_empty(),
+        "permissions": report.cells.iter().map(cell).collect::<Vec<_>>(),
+        "findings": report.findings.iter().map(finding).collect::<Vec<_>>(),
+        "notes": report.notes,
+    })
 }

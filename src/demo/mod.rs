@@ -55,6 +55,9 @@ pub enum DemoError {
     /// The embedded config.
     #[error("{0}")]
     Config(#[from] crate::config::Report),
+    /// The policies that let the replicator in.
+    #[error("{0}")]
+    Policy(#[from] crate::access::policy::PolicyError),
     /// The embedded airports.
     #[error("the embedded airports cannot be read")]
     Airports,

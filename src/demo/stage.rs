@@ -5,9 +5,9 @@
 //! and writes the peers, a reader in each peer's account reads its own table.
 
 use super::DemoError;
-use crate::access::statement::{Need, Side, statement};
+use crate::access::policy::{self, Attach, Terms};
 use crate::aws::Base;
-use crate::config::{Config, Member, Route, TableArn};
+use crate::config::{Config, Member, TableArn};
 use crate::failure::{Class, Failure};
 use crate::sandbox::{self, Sandbox};
 use crate::state::{PK, SK};
@@ -67,8 +67,11 @@ impl Stage {
             "Effect": "Allow", "Action": "sts:AssumeRole",
             "Principal": { "AWS": format!("arn:aws:iam::{REPLICATOR}:root") },
         });
-        let identity = document(identity(&config));
-        let role = sandbox.role(REPLICATOR, "shardwalker", &document(vec![trust]), &identity)?;
+        let role = format!("arn:aws:iam::{REPLICATOR}:role/shardwalker");
+        let documents = policy::documents(&config, &terms(&role))?;
+        let own = documents.iter().find(|document| document.attach == Attach::Role(role.clone()));
+        let own = own.map_or_else(|| document(Vec::new()), |own| own.policy.to_string());
+        let role = sandbox.role(REPLICATOR, "shardwalker", &document(vec![trust]), &own)?;
         let operator = sandbox.sdk_config(&sandbox.admin(REPLICATOR, "operator")?, &state.access.region);
         let session =
             AssumeRoleProvider::builder(&role).session_name("demo").configure(&operator).build().await;
@@ -85,20 +88,15 @@ impl Stage {
     /// # Errors
     /// What the sandbox says.
     pub fn let_in(&self) -> Result<(), DemoError> {
-        for (index, member) in self.config.members.iter().enumerate() {
-            let arn = member.arn.to_string();
-            let allow = |need| statement(need, Side::Table, &member.arn, None, &self.role);
-            let mut table = vec![allow(Need::DescribeTable)];
-            let routes = &self.config.routes;
-            if routes.iter().any(|route| route.from == index) {
-                let stream = self.sandbox.stream_arn(&arn)?.unwrap_or_default();
-                let read = statement(Need::ReadStream, Side::Stream, &member.arn, Some(&stream), &self.role);
-                self.sandbox.put_resource_policy(&stream, &document(vec![read]))?;
+        for document in policy::documents(&self.config, &terms(&self.role))? {
+            let on = match document.attach {
+                Attach::Table(table) => Some(table.to_string()),
+                Attach::Stream(table) => self.sandbox.stream_arn(&table.to_string())?,
+                Attach::Role(_) | Attach::Trust(_) | Attach::Key(_) => None,
+            };
+            if let Some(on) = on {
+                self.sandbox.put_resource_policy(&on, &document.policy.to_string())?;
             }
-            if let Some(route) = routes.iter().find(|route| route.to.contains(&index)) {
-                table.push(allow(write(route)));
-            }
-            self.sandbox.put_resource_policy(&arn, &document(table))?;
         }
         Ok(())
     }
@@ -156,31 +154,8 @@ impl Stage {
     }
 }
 
-/// What a route needs of its peers.
-fn write(route: &Route) -> Need {
-    if route.group.is_some() { Need::WriteMember } else { Need::WritePeer }
-}
-
-/// The identity policy of the replicator's role.
-fn identity(config: &Config) -> Vec<Value> {
-    let allow = |index: usize, need| statement(need, Side::Identity, &config.members[index].arn, None, "");
-    let state = &config.state;
-    let mut statements = vec![json!({
-        "Effect": "Allow",
-        "Action": [
-            "dynamodb:DescribeTable", "dynamodb:GetItem", "dynamodb:BatchGetItem", "dynamodb:Query",
-            "dynamodb:PutItem", "dynamodb:UpdateItem", "dynamodb:DeleteItem",
-        ],
-        "Resource": format!("arn:aws:dynamodb:{}:{REPLICATOR}:table/{}", state.access.region, state.table),
-    })];
-    for (index, _) in config.members.iter().enumerate() {
-        statements.push(allow(index, Need::DescribeTable));
-    }
-    for route in &config.routes {
-        statements.push(allow(route.from, Need::ReadStream));
-        statements.extend(route.to.iter().map(|peer| allow(*peer, write(route))));
-    }
-    statements
+fn terms(role: &str) -> Terms {
+    Terms { principal: Some(role.to_owned()), ..Terms::default() }
 }
 
 fn document(statements: Vec<Value>) -> String {

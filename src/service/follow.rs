@@ -5,8 +5,9 @@
 //! and goes on with the new one, as `on_gap` says.
 
 use super::ServiceError;
+use crate::access::needs::READ_STREAM;
 use crate::access::preflight::{Found, Stream};
-use crate::access::statement::{Need, Side, statement};
+use crate::access::statement::{Side, allow};
 use crate::apply::Rules;
 use crate::aws::Aws;
 use crate::clock::Clock;
@@ -194,12 +195,11 @@ impl Builder {
             if failure.class != Class::Denied {
                 return Err(format!("the source's new stream {arn} cannot be read: {failure}"));
             }
-            let statement =
-                statement(Need::ReadStream, Side::Stream, &source.arn, Some(&arn), "<this replicator>");
+            let statement = allow(&READ_STREAM, &arn, Some("<this replicator>"));
             return Err(format!(
                 "the source's stream was turned off and on, and the new one has no policy that allows to read it: \
                  {failure}; in {}, add {statement}",
-                Side::Stream.place(&source.arn)
+                Side::Stream.place(&source.arn, &source.access)
             ));
         }
         let failed = |failure: Failure| format!("state table: {failure}");

@@ -4,7 +4,8 @@
 
 mod follow;
 
-use crate::access::preflight::{Findings, Preflight};
+use crate::access::finding::Findings;
+use crate::access::preflight::Preflight;
 use crate::aws::{Aws, Base};
 use crate::clock::Clock;
 use crate::config::{self, Config};

@@ -9,6 +9,8 @@
     reason = "a test fails by panicking and says so"
 )]
 
+mod access;
+mod access_guide;
 mod commands;
 mod demo;
 mod group_model;
@@ -20,6 +22,7 @@ mod mixed;
 mod model;
 mod operator;
 mod peer;
+mod policy;
 mod preflight;
 mod process;
 mod properties;

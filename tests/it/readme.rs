@@ -5,9 +5,10 @@
 //! and permissions are those that the README's config needs.
 
 use aws_sdk_dynamodb::types::AttributeValue;
-use serde_json::{Value, json};
-use shardwalker::access::statement::{Need, Side, statement};
-use shardwalker::config::{Config, Member};
+use serde_json::Value;
+use shardwalker::access::needs::Feature;
+use shardwalker::access::policy::{self, Attach, Document, Terms};
+use shardwalker::config::Config;
 use shardwalker::sandbox::iam::Credentials;
 use shardwalker::sandbox::{Options, Sandbox};
 use shardwalker::task::Tasks;
@@ -34,7 +35,7 @@ fn read(path: &str) -> String {
 }
 
 /// The texts of the fenced blocks of a language.
-fn blocks(text: &str, language: &str) -> Vec<String> {
+pub(crate) fn blocks(text: &str, language: &str) -> Vec<String> {
     let mut blocks = Vec::new();
     let mut lines = text.lines();
     while let Some(line) = lines.next() {
@@ -82,7 +83,9 @@ fn the_readers_map_names_every_source_file() {
 fn every_link_of_the_documents_leads_somewhere() {
     let mut documents: Vec<PathBuf> = Vec::new();
     files(&root().join("docs"), &mut documents);
-    documents.extend(["README.md", "ARCHITECTURE.md", "CHANGELOG.md"].map(|name| root().join(name)));
+    documents.extend(
+        ["README.md", "ARCHITECTURE.md", "CHANGELOG.md", "SECURITY.md"].map(|name| root().join(name)),
+    );
     documents.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
     let mut broken = Vec::new();
     for document in &documents {
@@ -99,20 +102,16 @@ fn every_link_of_the_documents_leads_somewhere() {
 fn the_policies_of_the_guide_are_those_that_are_needed() {
     let guide = read("docs/getting-started.md");
     let config = Config::parse(&blocks(&guide, "toml")[0], "getting-started.md", &|_| None).unwrap();
-    let caller = format!("arn:aws:iam::{REPLICATOR}:role/shardwalker");
-    let (source, peer) = (&config.members[0].arn, &config.members[1].arn);
-    let stream = format!("{source}/stream/2026-01-01T00:00:00.000");
-    let expected = [
-        vec![statement(Need::DescribeTable, Side::Table, source, None, &caller)],
-        vec![statement(Need::ReadStream, Side::Stream, source, Some(&stream), &caller)],
-        vec![
-            statement(Need::DescribeTable, Side::Table, peer, None, &caller),
-            statement(Need::WritePeer, Side::Table, peer, None, &caller),
-        ],
-    ];
+    let principal = Some(format!("arn:aws:iam::{REPLICATOR}:role/shardwalker"));
+    let terms = Terms { principal, features: [Feature::CreateStateTable].into(), ..Terms::default() };
+    let expected: Vec<Value> = policy::documents(&config, &terms)
+        .unwrap()
+        .into_iter()
+        .map(|document| document.policy["Statement"].clone())
+        .collect();
     let read = |block: &String| serde_json::from_str::<Value>(block).unwrap()["Statement"].clone();
     let documented: Vec<Value> = blocks(&guide, "json").iter().map(read).collect();
-    assert_eq!(documented, expected.map(Value::from));
+    assert_eq!(documented, expected);
 }
 
 #[tokio::test]
@@ -237,58 +236,34 @@ async fn terminate(mut child: Child) {
 
 /// Makes the tables of a config, and lets the replicator do what it needs and no more; its keys.
 fn permissions(sandbox: &Sandbox, config: &Config) -> Credentials {
-    let caller = format!("arn:aws:iam::{REPLICATOR}:user/shardwalker");
-    let document =
-        |statements: Vec<Value>| json!({"Version": "2012-10-17", "Statement": statements}).to_string();
-    let state = json!({
-        "Effect": "Allow", "Resource": format!("arn:aws:dynamodb:*:{REPLICATOR}:table/{}", config.state.table),
-        "Action": [
-            "dynamodb:DescribeTable", "dynamodb:GetItem", "dynamodb:BatchGetItem", "dynamodb:Query",
-            "dynamodb:PutItem", "dynamodb:UpdateItem", "dynamodb:DeleteItem",
-            "dynamodb:CreateTable", "dynamodb:DescribeTimeToLive", "dynamodb:UpdateTimeToLive",
-        ],
-    });
-    let mut identity = vec![state];
     for (index, member) in config.members.iter().enumerate() {
         let is_source = config.routes.iter().any(|route| route.from == index);
-        let arn = member.arn.to_string();
         let view = is_source.then_some("NEW_AND_OLD_IMAGES");
         let name = &member.arn.table;
         sandbox.create_table(&member.arn.account, &member.arn.region, name, &["id"], view).unwrap();
-        let needs: &[Need] = if is_source {
-            &[Need::DescribeTable, Need::ReadStream]
-        } else {
-            &[Need::DescribeTable, Need::WritePeer]
-        };
-        let own: Vec<Value> =
-            needs.iter().map(|&need| statement(need, Side::Identity, &member.arn, None, "")).collect();
-        if let Some(assumed) = &member.access.assume_role {
-            let mut trust =
-                json!({"Effect": "Allow", "Action": "sts:AssumeRole", "Principal": {"AWS": caller}});
-            if let Some(id) = &assumed.external_id {
-                trust["Condition"] = json!({"StringEquals": {"sts:ExternalId": id}});
+    }
+    let caller = format!("arn:aws:iam::{REPLICATOR}:user/shardwalker");
+    let features = [Feature::CreateStateTable].into();
+    let terms = Terms { principal: Some(caller.clone()), features, ..Terms::default() };
+    let documents = policy::documents(config, &terms).unwrap();
+    let of_role = |role: &str| {
+        let own = |document: &&Document| document.attach == Attach::Role(role.to_owned());
+        documents.iter().find(own).unwrap().policy.to_string()
+    };
+    for Document { account, attach, policy, .. } in &documents {
+        let policy = policy.to_string();
+        match attach {
+            Attach::Table(table) => sandbox.put_resource_policy(&table.to_string(), &policy).unwrap(),
+            Attach::Stream(table) => {
+                let stream = sandbox.stream_arn(&table.to_string()).unwrap().unwrap();
+                sandbox.put_resource_policy(&stream, &policy).unwrap();
             }
-            let name = assumed.role_arn.rsplit('/').next().unwrap();
-            sandbox.role(&member.arn.account, name, &document(vec![trust]), &document(own)).unwrap();
-            identity
-                .push(json!({"Effect": "Allow", "Action": "sts:AssumeRole", "Resource": assumed.role_arn}));
-        } else {
-            identity.extend(own);
-            resource_policies(sandbox, member, needs, &caller, &arn);
+            Attach::Trust(role) => {
+                let name = role.rsplit('/').next().unwrap();
+                sandbox.role(account, name, &policy, &of_role(role)).unwrap();
+            }
+            Attach::Role(_) | Attach::Key(_) => {}
         }
     }
-    sandbox.user(REPLICATOR, "shardwalker", &document(identity)).unwrap()
-}
-
-fn resource_policies(sandbox: &Sandbox, member: &Member, needs: &[Need], caller: &str, arn: &str) {
-    let stream = sandbox.stream_arn(arn).unwrap();
-    for (side, resource) in [(Side::Table, Some(arn)), (Side::Stream, stream.as_deref())] {
-        let here = needs.iter().filter(|need| need.resource_side() == side);
-        let statements: Vec<Value> =
-            here.map(|&need| statement(need, side, &member.arn, stream.as_deref(), caller)).collect();
-        if let Some(resource) = resource.filter(|_| !statements.is_empty()) {
-            let policy = json!({"Version": "2012-10-17", "Statement": statements}).to_string();
-            sandbox.put_resource_policy(resource, &policy).unwrap();
-        }
-    }
+    sandbox.user(REPLICATOR, "shardwalker", &of_role(&caller)).unwrap()
 }

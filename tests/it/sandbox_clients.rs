@@ -51,7 +51,7 @@ impl Served {
 }
 
 /// The Python of a virtual environment with the pinned clients; `None` on a machine without Python.
-async fn python() -> Option<PathBuf> {
+pub(crate) async fn python() -> Option<PathBuf> {
     let found = Command::new("python3").arg("--version").output().await;
     if !found.is_ok_and(|output| output.status.success()) {
         return None;

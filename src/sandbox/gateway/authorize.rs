@@ -1,10 +1,10 @@
 //! Whether a caller may do what a DynamoDB request asks: gathers policies and context, lets
-//! [`evaluate`](crate::sandbox::iam::evaluate) decide, and words the denial.
+//! [`evaluate`](crate::iam::evaluate) decide, and words the denial.
 
 use super::Source;
+use crate::iam::evaluate::{Named, Policies, PrincipalKind, Request, Side, Verdict, evaluate};
 use crate::sandbox::error::{ApiError, ApiResult};
 use crate::sandbox::iam::Caller;
-use crate::sandbox::iam::evaluate::{Named, Policies, PrincipalKind, Request, Side, Verdict, evaluate};
 use crate::sandbox::tables::Region;
 use crate::sandbox::tables::request::{Access, Resolved};
 

@@ -2,19 +2,16 @@
 //!
 //! Owns who exists, who holds which key and which identity policies are in effect. Promises that a caller is
 //! taken from the access key alone. Leaves to others: signatures ([`super::gateway`]), what policies mean
-//! ([`evaluate`]) and the Query API ([`api`]).
+//! ([`crate::iam`]) and the Query API ([`api`]).
 
 pub mod api;
-pub mod condition;
-pub mod evaluate;
-pub mod policy;
 pub mod sts;
 
 use super::error::{ApiError, ApiResult};
 use super::random::Chance;
 use super::time::Propagating;
-use evaluate::{Named, Principal, PrincipalKind};
-use policy::Policy;
+use crate::iam::evaluate::{Named, Principal, PrincipalKind};
+use crate::iam::policy::Policy;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};

@@ -3,9 +3,9 @@
 //! Owns how sessions come to be: trust policies, external ids, durations, role chaining. Promises that a
 //! session's keys are good until they expire by the sandbox's clock.
 
-use super::condition::Context;
-use super::evaluate::{Named, Policies, Principal, PrincipalKind, Request, evaluate};
 use super::{Caller, Credentials, Directory, Document, Owner};
+use crate::iam::condition::Context;
+use crate::iam::evaluate::{Named, Policies, Principal, PrincipalKind, Request, evaluate};
 use crate::sandbox::error::{ApiError, ApiResult, xml_escape};
 use crate::sandbox::gateway::{Source, authorize::caller_context};
 use crate::sandbox::random::Chance;

@@ -4,10 +4,10 @@
 //! table or stream that it was put on: a successor starts without.
 
 use super::Region;
+use crate::iam::policy::{Effect, Policy};
 use crate::sandbox::arn::{Arn, Part};
 use crate::sandbox::error::{ApiError, ApiResult};
 use crate::sandbox::iam::Document;
-use crate::sandbox::iam::policy::{Effect, Policy};
 use crate::sandbox::time::Propagating;
 use serde_json::{Value, json};
 

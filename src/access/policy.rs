@@ -1,0 +1,368 @@
+//! From a config to the policy documents of every account: the least that lets the replicator do what is asked.
+//!
+//! Owns which documents there are, where each goes and why. Pure: nobody is called. A member in another account is
+//! reached through the resource policies of its table and stream, together with the identity policy of the
+//! replicator's role; or, with `assume_role`, through a role in its account, whose trust policy lets the
+//! replicator's role in. What is asked for is [`needs`](super::needs)' table; how documents are written out is left
+//! to [`render`](super::render).
+
+use super::needs::{Action, Feature, Needs};
+use super::statement::{allow, document, resource};
+use crate::config::{Access, AssumeRole, Config, Member, TableArn};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The account in the principal that stands for the replicator when nothing tells it.
+pub const UNKNOWN_ACCOUNT: &str = "ACCOUNT-OF-THE-REPLICATOR";
+/// AWS's bound of a resource policy, in bytes with white space.
+pub const MOST_RESOURCE: usize = 20 * 1024;
+/// AWS's bound of a managed policy, in characters without white space.
+pub const MOST_MANAGED: usize = 6144;
+
+/// What documents are written for.
+#[derive(Debug, Clone, Default)]
+pub struct Terms {
+    /// The ARN of the role that the replicator runs as; by default `shardwalker` in the state table's account.
+    pub principal: Option<String>,
+    /// Only callers of this organization are let in.
+    pub organization: Option<String>,
+    /// Only requests through one of these VPC endpoints are let in.
+    pub endpoints: Vec<String>,
+    /// Only requests from these networks are let in.
+    pub networks: Vec<String>,
+    /// Customer keys of tables, by the member's name.
+    pub keys: BTreeMap<String, String>,
+    /// What is used beside replication.
+    pub features: BTreeSet<Feature>,
+}
+
+/// Where a document goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Attach {
+    /// As the resource policy of a table.
+    Table(TableArn),
+    /// As the resource policy of a table's current stream, and of every later one.
+    Stream(TableArn),
+    /// As a policy of a role, by the role's ARN.
+    Role(String),
+    /// As the trust policy of a role, by the role's ARN.
+    Trust(String),
+    /// Into the policy of a key, as one more statement, by the key's ARN.
+    Key(String),
+}
+
+/// A policy document.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Document {
+    /// The account that it is written in.
+    pub account: String,
+    /// Where it goes.
+    pub attach: Attach,
+    /// What it is for.
+    pub why: String,
+    /// The policy.
+    pub policy: Value,
+}
+
+/// Why documents cannot be written.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PolicyError {
+    /// A resource policy is longer than AWS takes.
+    #[error(
+        "the policy of {0} would be {1} bytes; AWS takes {MOST_RESOURCE}: name fewer networks or endpoints"
+    )]
+    TooLong(String, usize),
+    /// One statement of a role's policy is longer than AWS takes.
+    #[error(
+        "a statement of the policy of {0} would be {1} characters; AWS takes {MOST_MANAGED} in a document"
+    )]
+    StatementTooLong(String, usize),
+    /// A key of a member that the config does not have.
+    #[error("there is no member {0:?} to which a key could belong")]
+    NoMember(String),
+}
+
+/// All documents of a config, by account.
+///
+/// # Errors
+/// A document that AWS would refuse for its length; a key of nobody.
+pub fn documents(config: &Config, terms: &Terms) -> Result<Vec<Document>, PolicyError> {
+    if let Some(name) = terms.keys.keys().find(|name| config.member(name).is_none()) {
+        return Err(PolicyError::NoMember(name.clone()));
+    }
+    let principal = principal(config, terms);
+    let mut writer = Writer { config, terms, principal, documents: Vec::new(), roles: BTreeMap::new() };
+    for (index, member) in config.members.iter().enumerate() {
+        let needs = Needs::of_member(config, index, &terms.features);
+        if !needs.actions.is_empty() {
+            writer.member(member, &needs);
+        }
+    }
+    writer.state();
+    let Writer { mut documents, roles, .. } = writer;
+    for (role, grants) in roles {
+        documents.extend(grants.documents(&role));
+    }
+    check_lengths(&documents)?;
+    documents.sort_by(|a, b| a.account.cmp(&b.account));
+    Ok(documents)
+}
+
+/// The role that the replicator runs as.
+#[must_use]
+pub fn principal(config: &Config, terms: &Terms) -> String {
+    let named = config.state.table.parse::<TableArn>().ok();
+    let account = named.as_ref().map_or(UNKNOWN_ACCOUNT, |arn| &arn.account);
+    let partition = config.members.first().map_or("aws", |member| &member.arn.partition);
+    let default = || format!("arn:{partition}:iam::{account}:role/shardwalker");
+    terms.principal.clone().unwrap_or_else(default)
+}
+
+/// The account in an ARN.
+#[must_use]
+pub fn account_of(arn: &str) -> &str {
+    arn.split(':').nth(4).unwrap_or_default()
+}
+
+struct Writer<'a> {
+    config: &'a Config,
+    terms: &'a Terms,
+    principal: String,
+    documents: Vec<Document>,
+    /// What each role may do, by its ARN: the replicator's own, and those that it assumes.
+    roles: BTreeMap<String, Grants>,
+}
+
+impl Writer<'_> {
+    fn member(&mut self, member: &Member, needs: &Needs) {
+        let table = &member.arn;
+        let role = self.caller(&member.access);
+        let why = format!("member {}: {}", member.name, needs.whole_why());
+        let assumed = member.access.assume_role.is_some();
+        let key = self.terms.keys.get(&member.name);
+        let through = through(table);
+        let grants = self.grants(&role);
+        grants.add_table(table, needs);
+        grants.why.push(why);
+        if let Some(key) = key {
+            grants.add(KEY_ACTIONS.map(str::to_owned).to_vec(), key, through);
+        }
+        // Within one account the identity policy is enough.
+        let foreign = table.account != account_of(&role);
+        if !assumed && foreign {
+            self.share(member, needs);
+        }
+        if let Some(key) = key.filter(|_| foreign || assumed) {
+            let key = self.key(member, key, &role);
+            self.documents.push(key);
+        }
+    }
+
+    /// The resource policies of a member's table and stream.
+    fn share(&mut self, member: &Member, needs: &Needs) {
+        let table = &member.arn;
+        for on_stream in [false, true] {
+            let actions = needs.on(on_stream);
+            if actions.is_empty() {
+                continue;
+            }
+            let mut statement = allow(&actions, &resource(table, on_stream, None), Some(&self.principal));
+            statement["Sid"] = json!(if on_stream { "ShardwalkerStream" } else { "ShardwalkerTable" });
+            self.narrow(&mut statement, true);
+            let attach = if on_stream { Attach::Stream(table.clone()) } else { Attach::Table(table.clone()) };
+            let why = format!("member {}: {}", member.name, needs.why(on_stream));
+            let policy = document(vec![statement]);
+            self.documents.push(Document { account: table.account.clone(), attach, why, policy });
+        }
+    }
+
+    fn state(&mut self) {
+        let needs = Needs::of_state(&self.terms.features);
+        let Access { region, .. } = &self.config.state.access;
+        let table = self.config.state.table.parse().unwrap_or_else(|_| TableArn {
+            partition: self.principal.split(':').nth(1).unwrap_or("aws").to_owned(),
+            region: region.clone(),
+            account: account_of(&self.principal).to_owned(),
+            table: self.config.state.table.clone(),
+        });
+        let role = self.caller(&self.config.state.access);
+        let grants = self.grants(&role);
+        grants.add_table(&table, &needs);
+        grants.why.push(format!("state table: {}", needs.whole_why()));
+    }
+
+    /// The role that makes the calls of an access, which must be assumed when it is not the replicator's own.
+    fn caller(&mut self, access: &Access) -> String {
+        let Some(role) = &access.assume_role else { return self.principal.clone() };
+        if !self.roles.contains_key(&role.role_arn) {
+            let trust = self.trust(role);
+            self.documents.push(trust);
+            let own = self.principal.clone();
+            self.grants(&own).add(vec!["sts:AssumeRole".to_owned()], &role.role_arn, Value::Null);
+        }
+        role.role_arn.clone()
+    }
+
+    fn grants(&mut self, role: &str) -> &mut Grants {
+        let narrow = if role == self.principal { Value::Null } else { self.conditions(true) };
+        self.roles.entry(role.to_owned()).or_insert_with(|| Grants { narrow, ..Grants::default() })
+    }
+
+    fn trust(&self, role: &AssumeRole) -> Document {
+        let mut statement = json!({
+            "Sid": "Shardwalker", "Effect": "Allow", "Action": "sts:AssumeRole",
+            "Principal": { "AWS": self.principal },
+        });
+        // STS has VPC endpoints of its own: those of DynamoDB narrow what the role may do instead.
+        self.narrow(&mut statement, false);
+        if let Some(id) = &role.external_id {
+            put(&mut statement["Condition"], "StringEquals", "sts:ExternalId", json!(id));
+        }
+        let why = match role.external_id {
+            Some(_) => "lets the replicator's role assume this one, with the external id only",
+            None => "lets the replicator's role assume this one",
+        };
+        Document {
+            account: account_of(&role.role_arn).to_owned(),
+            attach: Attach::Trust(role.role_arn.clone()),
+            why: why.to_owned(),
+            policy: document(vec![statement]),
+        }
+    }
+
+    fn key(&self, member: &Member, key: &str, principal: &str) -> Document {
+        let statement = json!({
+            "Sid": "Shardwalker", "Effect": "Allow", "Principal": { "AWS": principal },
+            "Action": KEY_ACTIONS, "Resource": "*", "Condition": through(&member.arn),
+        });
+        Document {
+            account: account_of(key).to_owned(),
+            attach: Attach::Key(key.to_owned()),
+            why: format!("member {}: its items are encrypted with this key", member.name),
+            policy: document(vec![statement]),
+        }
+    }
+
+    /// What narrows a statement that lets others in; `network` where the request goes to DynamoDB.
+    fn narrow(&self, statement: &mut Value, network: bool) {
+        let mut conditions = self.conditions(network);
+        if let Some(organization) = &self.terms.organization {
+            put(&mut conditions, "StringEquals", "aws:PrincipalOrgID", json!(organization));
+        }
+        if !conditions.is_null() {
+            statement["Condition"] = conditions;
+        }
+    }
+
+    fn conditions(&self, to_dynamodb: bool) -> Value {
+        let mut conditions = Value::Null;
+        if to_dynamodb && !self.terms.endpoints.is_empty() {
+            put(&mut conditions, "StringEquals", "aws:SourceVpce", json!(self.terms.endpoints));
+        }
+        if !self.terms.networks.is_empty() {
+            put(&mut conditions, "IpAddress", "aws:SourceIp", json!(self.terms.networks));
+        }
+        conditions
+    }
+}
+
+/// Only by way of DynamoDB.
+fn through(table: &TableArn) -> Value {
+    let domain = if table.partition == "aws-cn" { "amazonaws.com.cn" } else { "amazonaws.com" };
+    json!({ "StringEquals": { "kms:ViaService": format!("dynamodb.{}.{domain}", table.region) } })
+}
+
+/// What use of a customer key through DynamoDB takes.
+const KEY_ACTIONS: [&str; 3] = ["kms:Decrypt", "kms:DescribeKey", "kms:GenerateDataKey*"];
+
+fn put(conditions: &mut Value, operator: &str, key: &str, value: Value) {
+    conditions[operator][key] = value;
+}
+
+/// What a role is allowed: resources by actions and condition, so that a document is as short as it can be.
+#[derive(Debug, Default)]
+struct Grants {
+    /// On every statement about a table.
+    narrow: Value,
+    /// What it is all for.
+    why: Vec<String>,
+    /// Actions and condition (as text, for its order) to resources.
+    by_actions: BTreeMap<(Vec<String>, String), BTreeSet<String>>,
+}
+
+impl Grants {
+    fn add_table(&mut self, table: &TableArn, needs: &Needs) {
+        for on_stream in [false, true] {
+            let actions = needs.on(on_stream);
+            if !actions.is_empty() {
+                let names = actions.into_iter().map(Action::name).collect();
+                self.add(names, &resource(table, on_stream, None), self.narrow.clone());
+            }
+        }
+    }
+
+    fn add(&mut self, actions: Vec<String>, resource: &str, condition: Value) {
+        self.by_actions.entry((actions, condition.to_string())).or_default().insert(resource.to_owned());
+    }
+
+    /// As many documents as their bound takes; most often one.
+    fn documents(self, role: &str) -> Vec<Document> {
+        let mut packs: Vec<(usize, Vec<Value>)> = Vec::new();
+        for ((actions, condition), resources) in self.by_actions {
+            // A statement of many tables is cut into several.
+            for resources in resources.into_iter().collect::<Vec<_>>().chunks(20) {
+                let mut statement = json!({ "Effect": "Allow", "Action": actions, "Resource": resources });
+                if let Ok(condition @ Value::Object(_)) = serde_json::from_str(&condition) {
+                    statement["Condition"] = condition;
+                }
+                let length = statement.to_string().len() + 1;
+                match packs.last_mut().filter(|(so_far, _)| so_far + length <= MOST_MANAGED - 64) {
+                    Some((so_far, pack)) => {
+                        *so_far += length;
+                        pack.push(statement);
+                    }
+                    None => packs.push((length, vec![statement])),
+                }
+            }
+        }
+        let (of, why) = (packs.len(), self.why.join(". "));
+        let document = |(index, (_, statements)): (usize, (usize, Vec<Value>))| Document {
+            account: account_of(role).to_owned(),
+            attach: Attach::Role(role.to_owned()),
+            why: if of == 1 {
+                why.clone()
+            } else {
+                format!(
+                    "{why} (part {} of {of}: a managed policy holds {MOST_MANAGED} characters)",
+                    index + 1
+                )
+            },
+            policy: document(statements),
+        };
+        packs.into_iter().enumerate().map(document).collect()
+    }
+}
+
+fn check_lengths(documents: &[Document]) -> Result<(), PolicyError> {
+    for document in documents {
+        match &document.attach {
+            Attach::Table(arn) | Attach::Stream(arn) => {
+                let length = format!("{:#}", document.policy).len();
+                if length > MOST_RESOURCE {
+                    return Err(PolicyError::TooLong(arn.to_string(), length));
+                }
+            }
+            Attach::Role(role) => {
+                let length = document.policy.to_string().len();
+                if length > MOST_MANAGED {
+                    return Err(PolicyError::StatementTooLong(role.clone(), length));
+                }
+            }
+            Attach::Trust(_) | Attach::Key(_) => {}
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

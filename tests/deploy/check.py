@@ -1,0 +1,265 @@
+"""Checks the files of deploy/, each with the tool of its field, and that every metric in them exists.
+
+    python3 tests/deploy/check.py            all but the image
+    python3 tests/deploy/check.py --image    builds the static binary, and the image where there is a tool for it
+
+The Python tools are installed into an environment under target/deploy; promtool comes from the distribution's package
+`prometheus`, which is installed when it is missing and this runs as root. What cannot be checked on a machine is said,
+and counted as skipped.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import venv
+
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+DEPLOY = ROOT / "deploy"
+TARGET = ROOT / "target" / "deploy"
+REQUIREMENTS = HERE / "requirements.txt"
+BINARY = ROOT / "target" / "debug" / "shardwalker"
+
+skipped = []
+
+
+def skip(what, why):
+    skipped.append(what)
+    print(f"NOT CHECKED: {what}: {why}")
+
+
+def run(*command, **more):
+    """Runs a command; its output, or the end of the whole run."""
+    done = subprocess.run(
+        [str(part) for part in command], stdin=subprocess.DEVNULL, capture_output=True, text=True, **more
+    )
+    if done.returncode != 0:
+        sys.exit(f"{' '.join(map(str, command))}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def environment():
+    """The environment with the tools; made anew when the requirements changed."""
+    made_from = TARGET / "made-from.txt"
+    if not made_from.exists() or made_from.read_text() != REQUIREMENTS.read_text():
+        shutil.rmtree(TARGET, ignore_errors=True)
+        venv.create(TARGET, with_pip=True)
+        run(TARGET / "bin/pip", "install", "--quiet", "--disable-pip-version-check", "-r", REQUIREMENTS)
+        shutil.copy(REQUIREMENTS, made_from)
+    return TARGET / "bin"
+
+
+def promtool():
+    found = shutil.which("promtool")
+    if found is None and os.geteuid() == 0 and shutil.which("apt-get"):
+        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        subprocess.run(["apt-get", "update"], check=False, **quiet)
+        install = ["apt-get", "install", "--yes", "--no-install-recommends", "prometheus"]
+        subprocess.run(install, check=False, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"}, **quiet)
+        found = shutil.which("promtool")
+    return found
+
+
+def metrics():
+    """Every series that the code has, by docs/METRICS.md, which a test compares with the code."""
+    names = set()
+    for name, kind in re.findall(r"^\| `(\w+)` \| (\w+) \|", (ROOT / "docs/METRICS.md").read_text(), re.M):
+        names.add(name)
+        if kind == "histogram":
+            names.update(name + suffix for suffix in ("_bucket", "_sum", "_count"))
+    assert len(names) > 20, "docs/METRICS.md is not as it was"
+    return names
+
+
+def known(text, where):
+    unknown = set(re.findall(r"\bshardwalker_\w+", text)) - metrics()
+    if unknown:
+        sys.exit(f"{where} names metrics that do not exist: {sorted(unknown)}")
+
+
+def generated(tool):
+    """What `policy` writes for the example and for a config with roles, as files for another tool to look at."""
+    directory = TARGET / "generated" / tool
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    config = DEPLOY / "config.example.toml"
+    command = [BINARY, "policy", "-c", config, "--principal", "arn:aws:iam::999999999999:role/shardwalker"]
+    documents = json.loads(run(*command))["documents"]
+    for account in {document["account"] for document in documents}:
+        text = run(*command, "--format", tool, "--side", account, "--org-id", "o-example")
+        suffix = "json" if tool == "cloudformation" else "tf"
+        (directory / f"{account}.{suffix}").write_text(text)
+    return sorted(directory.iterdir())
+
+
+def check_cloudformation(tools):
+    files = sorted((DEPLOY / "cloudformation").glob("*.yaml")) + generated("cloudformation")
+    run(tools / "cfn-lint", "--", *files)
+    print(f"cloudformation: {len(files)} templates pass cfn-lint")
+
+
+def check_terraform(tools):
+    files = sorted((DEPLOY / "terraform").rglob("*.tf")) + generated("terraform")
+    run(tools / "python", HERE / "terraform.py", *files)
+    if shutil.which("terraform"):
+        run("terraform", "fmt", "-check", "-recursive", DEPLOY / "terraform")
+        run("terraform", "fmt", "-check", TARGET / "generated/terraform")
+    else:
+        skip("the form of the Terraform files", "there is no terraform here")
+    print(f"terraform: {len(files)} files are parsed, and every reference in them leads somewhere")
+    skip("Terraform against the provider's schema", "the provider comes from a registry of its own")
+
+
+def check_kubernetes(tools):
+    files = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
+    own = [f for f in files if f.name not in ("kustomization.yaml", "servicemonitor.yaml")]
+    run(tools / "kubernetes-validate", "--strict", "--version", "1.33", *own)
+    print(f"kubernetes: {len(own)} manifests pass kubernetes-validate")
+    if shutil.which("kubectl"):
+        text = run("kubectl", "kustomize", DEPLOY / "kubernetes")
+        assert text.count("kind: Deployment") == 1 and "name: shardwalker-" in text, text
+        print("kubernetes: kustomize builds")
+    else:
+        skip("kustomize", "there is no kubectl here")
+    run(BINARY, "check", "--offline", "-c", DEPLOY / "kubernetes/shardwalker.toml")
+    skip("the ServiceMonitor against its schema", "that comes with the Prometheus operator")
+
+
+def check_prometheus():
+    rules = DEPLOY / "prometheus/alerts.yml"
+    known(rules.read_text(), rules)
+    tool = promtool()
+    if tool is None:
+        skip("the alerts", "there is no promtool here, and the package prometheus could not be installed")
+        return
+    run(tool, "check", "rules", rules)
+    run(tool, "test", "rules", DEPLOY / "prometheus/alerts_test.yml")
+    names = set(re.findall(r"alert: (\w+)", rules.read_text()))
+    tested = set(re.findall(r"alertname: (\w+)", (DEPLOY / "prometheus/alerts_test.yml").read_text()))
+    assert names == tested, f"alerts without a test: {names - tested}"
+    print(f"prometheus: {len(names)} alerts pass promtool, with a unit test each")
+
+
+def overlaps(one, other):
+    apart = (
+        one["x"] + one["w"] <= other["x"]
+        or other["x"] + other["w"] <= one["x"]
+        or one["y"] + one["h"] <= other["y"]
+        or other["y"] + other["h"] <= one["y"]
+    )
+    return not apart
+
+
+def check_grafana():
+    path = DEPLOY / "grafana/shardwalker.json"
+    board = json.loads(path.read_text())
+    known(path.read_text(), path)
+    panels = board["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels), "two panels have one id"
+    for one, other in itertools.combinations(panels, 2):
+        assert not overlaps(one["gridPos"], other["gridPos"]), f"{one['title']} lies over {other['title']}"
+    assert all(panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24 for panel in panels)
+    queries = [target["expr"] for panel in panels for target in panel.get("targets", [])]
+    shown = set(re.findall(r"\bshardwalker_\w+", " ".join(queries)))
+    documented = {name for name in metrics() if not re.search("_(bucket|sum|count)$", name)}
+    missing = {name for name in documented if not any(one.startswith(name) for one in shown)}
+    assert not missing, f"the dashboard does not show {sorted(missing)}"
+    tool = promtool()
+    if tool is None:
+        skip("the dashboard's queries", "there is no promtool here")
+    else:
+        # A query is right when it is one as a rule; Grafana's variables stand for values.
+        rules = [
+            {"record": f"query:{number}", "expr": query.replace("$route", ".*")}
+            for number, query in enumerate(queries)
+        ]
+        with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+            json.dump({"groups": [{"name": "dashboard", "rules": rules}]}, file)
+            file.flush()
+            run(tool, "check", "rules", file.name)
+    print(f"grafana: {len(panels)} panels, {len(queries)} queries, every metric of docs/METRICS.md is shown")
+    skip("the dashboard against Grafana's JSON schema", "Grafana publishes none as a package")
+
+
+def check_systemd():
+    if shutil.which("systemd-analyze") is None:
+        skip("the systemd unit", "there is no systemd-analyze here")
+        return
+    unit = (DEPLOY / "systemd/shardwalker.service").read_text()
+    with tempfile.TemporaryDirectory() as directory:
+        # The binary need not be installed here.
+        path = pathlib.Path(directory) / "shardwalker.service"
+        path.write_text(unit.replace("/usr/local/bin/shardwalker", shutil.which("true")))
+        done = subprocess.run(
+            ["systemd-analyze", "verify", "--man=no", path], stdin=subprocess.DEVNULL, capture_output=True, text=True
+        )
+    own = [line for line in done.stderr.splitlines() if "shardwalker.service" in line]
+    if done.returncode != 0 or own:
+        sys.exit(f"systemd-analyze verify: {done.stderr}")
+    print("systemd: the unit passes systemd-analyze verify")
+
+
+def check_config():
+    run(BINARY, "check", "--offline", "-c", DEPLOY / "config.example.toml")
+    print("config: the annotated one has no problems")
+
+
+def check_image():
+    target = f"{os.uname().machine}-unknown-linux-musl"
+    installed = run("rustup", "target", "list", "--installed").split() if shutil.which("rustup") else []
+    if target not in installed or shutil.which("musl-gcc") is None:
+        skip("the image", f"it takes the Rust target {target} and musl-gcc")
+        return
+    print(run("bash", DEPLOY / "container/build.sh", "shardwalker:check", cwd=ROOT))
+    context = ROOT / "target/image"
+    with tempfile.TemporaryDirectory() as directory:
+        # Nothing but what the image has, as the user that it has.
+        root = pathlib.Path(directory)
+        root.chmod(0o755)
+        shutil.copy(context / "shardwalker", root / "shardwalker")
+        (root / "etc/ssl/certs").mkdir(parents=True)
+        shutil.copy(context / "ca-certificates.crt", root / "etc/ssl/certs/ca-certificates.crt")
+        shutil.copy(DEPLOY / "config.example.toml", root / "config.toml")
+        if os.geteuid() == 0:
+            inside = ["chroot", "--userspec=65532:65532", root, "/shardwalker"]
+            run(*inside, "check", "--offline", "-c", "/config.toml")
+            help_text = run(*inside, "--help")
+            assert not re.search(r"^ +(sandbox|demo) ", help_text, re.M), help_text
+            print("image: its files alone run as the user 65532, without the sandbox")
+        else:
+            skip("running the image's files alone", "it takes root")
+
+
+def main():
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--image", action="store_true", help="build the image instead")
+    image = arguments.parse_args().image
+    if image:
+        checks = [check_image]
+    else:
+        # The binary of the tests, which are built already: a plain build would build the SDK a second time.
+        run("cargo", "test", "--quiet", "--locked", "--no-run", "--test", "it", cwd=ROOT)
+        tools = environment()
+        checks = [
+            check_config,
+            lambda: check_cloudformation(tools),
+            lambda: check_terraform(tools),
+            lambda: check_kubernetes(tools),
+            check_prometheus,
+            check_grafana,
+            check_systemd,
+        ]
+    for check in checks:
+        check()
+    print(f"{len(checks)} passed, 0 failed, {len(skipped)} skipped")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+//! The walk-through of docs/access.md runs as written: its `sh` blocks, one after the other, in one shell.
+
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+use tokio::process::Command;
+use tokio::time::timeout;
+
+#[tokio::test]
+async fn the_walk_through_runs_as_written() {
+    let Some(python) = crate::sandbox_clients::python().await else {
+        eprintln!("SKIPPED: the_walk_through_runs_as_written needs python3, which is not on this machine");
+        return;
+    };
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let guide = std::fs::read_to_string(root.join("docs/access.md")).unwrap();
+    let blocks: Vec<String> = crate::readme::blocks(&guide, "sh");
+    assert!(blocks.len() > 6, "{}", blocks.len());
+    let script = format!("set -euo pipefail\nset -m\ntrap 'kill %1' EXIT\n{}\n", blocks.join("\n"));
+    let directory = tempfile::tempdir().unwrap();
+    let binary = Path::new(env!("CARGO_BIN_EXE_shardwalker")).parent().unwrap();
+    let paths = [python.parent().unwrap(), binary].map(|path| path.display().to_string());
+    let path = format!("{}:{}", paths.join(":"), std::env::var("PATH").unwrap());
+    let run = Command::new("bash")
+        .args(["-c", &script])
+        .current_dir(directory.path())
+        .env("PATH", path)
+        .env("AWS_EC2_METADATA_DISABLED", "true")
+        .env("AWS_PAGER", "")
+        .env_remove("AWS_PROFILE")
+        .stdin(Stdio::null())
+        .kill_on_drop(true)
+        .output();
+    let done = timeout(Duration::from_secs(300), run).await.expect("it ends").unwrap();
+    let said = format!("{}{}", String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+    assert!(done.status.success(), "{said}");
+    assert!(said.contains("allowed by statement"), "{said}");
+}
