@@ -44,6 +44,7 @@ pub(crate) fn access() -> Access {
 }
 
 /// A config with so many members in a group, each with its index and 1 as its number.
+#[allow(dead_code, reason = "the benchmarks share it, and each uses a part")]
 pub(crate) fn mesh(members: usize, read: Read, in_flight: usize) -> Config {
     let mut config = config(members - 1, read, in_flight);
     for (index, member) in config.members.iter_mut().enumerate() {
