@@ -149,8 +149,8 @@ async fn a_missing_permission_of_a_member_is_named_with_the_whole_statement() {
         assert_eq!(said.matches("AccessDenied").count(), 1, "{said}");
         let statement = said.lines().find(|line| line.trim().starts_with('{')).unwrap();
         let statement: Value = serde_json::from_str(statement).unwrap();
-        let actions =
-            ["PutItem", "UpdateItem", "DeleteItem", "GetItem"].map(|name| format!("dynamodb:{name}"));
+        let actions = ["DescribeTable", "GetItem", "PutItem", "UpdateItem", "DeleteItem"]
+            .map(|name| format!("dynamodb:{name}"));
         assert_eq!(statement["Action"], json!(actions));
         assert_eq!(statement["Principal"]["AWS"], PRINCIPAL);
         assert_eq!(statement["Resource"], tables.arns[1]);
