@@ -33,10 +33,15 @@ impl Rate {
     }
 
     /// Waits until what was spent before is made up for, and spends `amount` turns at once: for what is counted in
-    /// units, also when only the answer tells how many. What was spent and then dropped is lost.
+    /// units. What was spent and then dropped is lost.
     pub async fn spend(&self, amount: f64) {
         let start = lock(&self.bucket).book(Duration::from_secs(1), amount);
         tokio::time::sleep_until(start).await;
+    }
+
+    /// So much was spent already: whoever is next waits for it.
+    pub fn owe(&self, amount: f64) {
+        lock(&self.bucket).book(Duration::from_secs(1), amount);
     }
 }
 

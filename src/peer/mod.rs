@@ -495,8 +495,7 @@ const OVERWRITABLE: &str = "attribute_not_exists(#stamp) OR NOT attribute_type(#
      OR #stamp < :version OR #stamp > :ceiling";
 
 /// True where an older stamp is, and not where an application wrote.
-const OLDER_STAMP: &str =
-    "attribute_type(#stamp, :string) AND (#stamp < :version OR #stamp > :ceiling)";
+const OLDER_STAMP: &str = "attribute_type(#stamp, :string) AND (#stamp < :version OR #stamp > :ceiling)";
 
 /// True where an item is and no stamp.
 const UNSTAMPED: &str =

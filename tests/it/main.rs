@@ -9,6 +9,7 @@
     reason = "a test fails by panicking and says so"
 )]
 
+mod backfill;
 mod commands;
 mod demo;
 mod group_model;
