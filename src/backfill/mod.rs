@@ -175,10 +175,8 @@ pub struct Backfill {
     drain: CancellationToken,
 }
 
-/// Between two looks at the rows, while nothing else happens. They are read whole, so more of them are read less often.
-const LOOK: Duration = Duration::from_secs(2);
-/// Rows that cost about a second's worth of a look.
-const ROWS_A_LOOK: u32 = 200;
+/// All rows are read at each look: so many more of them, and there is one look interval more between two.
+const ROWS_A_LOOK: u32 = 100;
 /// How often it is said that nobody applies what changes.
 const REMIND: Duration = Duration::from_secs(60);
 /// After the work is done, this process's row is removed, at most so long.
@@ -234,6 +232,7 @@ impl Backfill {
                     grace: config.grace,
                     peer: request.peer.clone(),
                     request_timeout: config.write.request_timeout,
+                    look_interval: config.lease.look_interval,
                     job,
                     shared,
                     heart,
@@ -281,6 +280,7 @@ struct Crew {
     grace: Duration,
     peer: Option<String>,
     request_timeout: Duration,
+    look_interval: Duration,
     job: Job,
     shared: Arc<Shared>,
     heart: Arc<Heart>,
@@ -311,7 +311,7 @@ impl Crew {
                 Ok(Some(ended)) => break Ok(ended),
                 Err(error) => break Err(error),
             }
-            let pause = LOOK * (1 + self.job.segments / ROWS_A_LOOK);
+            let pause = self.look_interval * (2 + self.job.segments / ROWS_A_LOOK);
             tokio::select! {
                 biased;
                 Some(joined) = tasks.join_next() => match joined {

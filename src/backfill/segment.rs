@@ -84,7 +84,7 @@ impl Shared {
         self.see_to_the_dead(held, fence).await?;
         let number = held.segment().number;
         let mut reading = self.source.open(number, held.segment().cursor.as_ref()).map_err(End::Failed)?;
-        let mut most = MOST.min(FEWEST * 10);
+        let mut most = FEWEST;
         loop {
             if self.drain.is_cancelled() {
                 return Ok(End::Rested);

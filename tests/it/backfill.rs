@@ -8,6 +8,7 @@ use crate::world::{HOME, PRINCIPAL, SOURCE, STAMP, World, eventually, with};
 use serde_json::json;
 use shardwalker::backfill::counts::Fate;
 use shardwalker::backfill::{Backfill, BackfillError, Ended, Picture, Request};
+use shardwalker::config::Config;
 use shardwalker::peer::Seeded;
 use shardwalker::sandbox::Options;
 use shardwalker::task::Tasks;
@@ -18,6 +19,8 @@ use tokio_util::sync::CancellationToken;
 /// A world whose route starts with what is written from now on: only a backfill copies what was there before.
 struct Stage {
     world: World,
+    /// Little goes on at a time, and little is looked at: hours of virtual time take seconds.
+    slowly: bool,
 }
 
 /// A process of a backfill.
@@ -35,7 +38,7 @@ impl Stage {
     fn new() -> Self {
         let world =
             World::with(Options { initial_shards: 2, ..Options::default() }, Some("NEW_AND_OLD_IMAGES"));
-        let stage = Self { world };
+        let stage = Self { world, slowly: false };
         stage.allow(&["Scan", "DescribeTable"]);
         stage
     }
@@ -62,13 +65,25 @@ impl Stage {
         tokio::time::sleep(LONG_AGO).await;
     }
 
+    fn config(&self) -> Config {
+        let mut config = self.world.config(LATEST, "");
+        if self.slowly {
+            let (lease, read) = (&mut config.lease, &mut config.read);
+            lease.duration = Duration::from_secs(600);
+            (lease.renew_interval, lease.look_interval) = (Duration::from_secs(100), Duration::from_secs(30));
+            (read.idle_interval, read.list_interval) = (Duration::from_secs(60), Duration::from_secs(600));
+            config.write.in_flight = 4;
+        }
+        config
+    }
+
     async fn build(&self, request: Request) -> Result<Backfill, BackfillError> {
-        let config = self.world.config(LATEST, "");
+        let config = self.config();
         Backfill::build(config, request, self.world.options(true), None, CancellationToken::new()).await
     }
 
     async fn start(&self, request: Request) -> Process {
-        let (config, drain) = (self.world.config(LATEST, ""), CancellationToken::new());
+        let (config, drain) = (self.config(), CancellationToken::new());
         let options = self.world.options(true);
         let backfill = Backfill::build(config, request, options, None, drain.clone()).await.unwrap();
         let (pictures, seen) = watch::channel(None);
@@ -85,7 +100,7 @@ impl Stage {
     }
 
     async fn service(&self) -> crate::world::Worker {
-        self.world.start(self.world.config(LATEST, "")).await
+        self.world.start(self.config()).await
     }
 }
 
@@ -236,7 +251,7 @@ async fn what_is_missing_is_said_before_anything_begins() {
         world.sandbox.create_table(crate::world::PEERS[0].0, "eu-west-1", "other", &["pk"], None).unwrap();
     world.sandbox.put_resource_policy(&other, &crate::world::resource_policy(&other, &["*"])).unwrap();
     let text = world.config_text(LATEST, "").replace(&world.peers[0], &other);
-    let config = shardwalker::config::Config::parse(&text, "test.toml", &|_| None).unwrap();
+    let config = Config::parse(&text, "test.toml", &|_| None).unwrap();
     stage.allow(&["Scan", "DescribeTable"]);
     let options = world.options(true);
     let wrong = Backfill::build(config, request(), options, None, CancellationToken::new()).await;
@@ -250,7 +265,7 @@ async fn another_backfill_is_not_mixed_up_with_this_one() {
     let stage = Stage::new();
     stage.fill(200).await;
     let worker = stage.service().await;
-    let mut one = stage.start(Request { write_units: Some(5), ..request() }).await;
+    let mut one = stage.start(Request { write_units: Some(1), ..request() }).await;
     eventually("it has begun", || one.items() > 0).await;
     let refused = |request| async {
         let mut other = stage.start(request).await;

@@ -160,17 +160,15 @@ async fn the_largest_items_are_copied_and_those_that_the_stamp_makes_too_large_a
 
 #[tokio::test(start_paused = true)]
 async fn a_backfill_may_take_longer_than_the_stream_keeps_records() {
-    let stage = Stage::new();
+    let stage = Stage { slowly: true, ..Stage::new() };
     let world = &stage.world;
     stage.fill(120).await;
     let worker = stage.service().await;
     let begun = Instant::now();
     // Another write of each key, or its end, in the days that it takes.
-    let mut process = stage.start(Request { segments: Some(40), ..request() }).await;
-    let slow = Rule::new(Effect::DelayMs(3500)).operation("Scan").account(SOURCE);
-    let throttle = Rule::new(Effect::ProvisionedThroughputExceeded).operation("Scan").account(SOURCE);
-    world.sandbox.faults().add(throttle.probability(0.997));
-    world.sandbox.faults().add(slow);
+    let mut process = stage.start(Request { segments: Some(40), parallel: Some(1), ..request() }).await;
+    let refuse = Rule::new(Effect::Deny).operation("Scan").account(SOURCE);
+    world.sandbox.faults().add(refuse.probability(0.995));
     for item in 0..120 {
         match item % 3 {
             0 => world.put(&format!("k{item}"), "changed").await,
@@ -189,7 +187,7 @@ async fn a_backfill_may_take_longer_than_the_stream_keeps_records() {
 
 #[tokio::test(start_paused = true)]
 async fn a_network_that_is_cut_for_an_hour_costs_an_hour() {
-    let stage = Stage::new();
+    let stage = Stage { slowly: true, ..Stage::new() };
     let world = &stage.world;
     stage.fill(200).await;
     let worker = stage.service().await;
