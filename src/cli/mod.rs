@@ -3,6 +3,7 @@
 //! Exit codes: 0 done; 1 finished and found something (a bad config, a missing permission, differences);
 //! 2 failed.
 
+mod backfill;
 mod check;
 mod conflicts;
 mod dead_letters;
@@ -50,6 +51,8 @@ enum Command {
     Run(run::Args),
     /// Check a config, and every permission that it needs
     Check(check::Args),
+    /// Copy what a route's source holds to its peers, while the service streams
+    Backfill(backfill::Args),
     /// Show what all workers do, how far each peer is, and what needs an operator
     Status(status::Args),
     /// Pause a route, or one of its peers, in all workers
@@ -122,6 +125,7 @@ pub fn main() -> ExitCode {
         match cli.command {
             Command::Run(args) => run::run(args).await,
             Command::Check(args) => check::run(args).await,
+            Command::Backfill(args) => Box::pin(backfill::run(args)).await,
             Command::Status(args) => Box::pin(status::run(args)).await,
             Command::Pause(args) => pause::pause(args).await,
             Command::Resume(args) => pause::resume(args).await,
