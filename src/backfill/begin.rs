@@ -1,10 +1,11 @@
 //! Finding out what must hold, pinning the stream, and joining a backfill or beginning one.
 
 use super::copy::{Copier, Target};
+use super::export::Export;
 use super::rows::{Job, Known, Rows, State};
 use super::scan::TableScan;
 use super::segment::Shared;
-use super::source::Source;
+use super::source::{Source, SourceError};
 use super::{Backfill, BackfillError, PARALLEL, Request};
 use crate::access::preflight::{Finding, Found, Preflight};
 use crate::aws::{Aws, Base};
@@ -28,7 +29,7 @@ use crate::telemetry::metrics::Metrics;
 use aws_sdk_dynamodb::Client;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -50,6 +51,7 @@ pub(super) struct Parts {
     pub(super) clock: Clock,
     pub(super) request: Request,
     pub(super) dead_letters: DeadLetters,
+    pub(super) export: Option<Arc<Export>>,
 }
 
 impl Backfill {
@@ -109,14 +111,26 @@ impl Backfill {
         let size = |count: Option<i64>| count.and_then(|count| u64::try_from(count).ok()).unwrap_or_default();
         let items = size(described.as_ref().and_then(|table| table.item_count()));
         let bytes = size(described.as_ref().and_then(|table| table.table_size_bytes()));
-        let probe = TableScan::new(client.clone(), table.clone(), 1, !request.eventual, None);
-        let once = || async { probe.page(0, None, 1).await.map(drop) };
-        match retry::run(patient, &jitter, &drain, |_, _| (), once).await {
-            Err(GaveUp::Failed(failure)) if failure.class == Class::Denied => {
-                return Err(may_not_scan(&member.name, &table, &failure).into());
+        let export = match &request.export {
+            None => {
+                let probe = TableScan::new(client.clone(), table.clone(), 1, !request.eventual, None);
+                let once = || async { probe.page(0, None, 1).await.map(drop) };
+                match retry::run(patient, &jitter, &drain, |_, _| (), once).await {
+                    Err(GaveUp::Failed(failure)) if failure.class == Class::Denied => {
+                        return Err(may_not_scan(&member.name, &table, &failure).into());
+                    }
+                    probed => probed?,
+                }
+                None
             }
-            probed => probed?,
-        }
+            Some(folder) => {
+                let export = Export::open(folder)?;
+                let now = options.clock.now();
+                let retention = config.state.tombstone_retention;
+                fits(&export, &table, &source.id, route.start, pinned.at, now, retention)?;
+                Some(Arc::new(export))
+            }
+        };
         let worker = format!("backfill-{}", worker_name(&config.lease, options.seed));
         let timeout = config.write.request_timeout;
         let heart =
@@ -142,13 +156,16 @@ impl Backfill {
         let now = options.clock.now();
         let fresh = Job {
             run: 1,
-            source: "scan".to_owned(),
+            source: export.as_ref().map_or_else(|| "scan".to_owned(), |export| export.arn.clone()),
             table: source.id.clone(),
             stream,
-            segments: request.segments.unwrap_or((bytes / SEGMENT).clamp(FEWEST, MOST) as u32),
+            segments: match &export {
+                Some(export) => export.segments(),
+                None => request.segments.unwrap_or((bytes / SEGMENT).clamp(FEWEST, MOST) as u32),
+            },
             existing: request.existing.unwrap_or(OnExisting::Fail),
-            items,
-            bytes,
+            items: export.as_ref().map_or(items, |export| export.items),
+            bytes: export.as_ref().map_or(bytes, |export| export.bytes),
             begun: now,
             state: State::Running,
             since: now,
@@ -162,6 +179,7 @@ impl Backfill {
             clock: options.clock,
             request: request.clone(),
             dead_letters: DeadLetters::new(state, options.clock, config.dead_letters.per_key),
+            export,
             route,
         };
         Ok(Self { request, fresh, parts, heart, keeper, rows, config, jitter, metrics, admin, drain })
@@ -204,6 +222,36 @@ fn same_keys(config: &Config, route: &Route, found: &[Option<Found>]) -> Result<
             }
             .into());
         }
+    }
+    Ok(())
+}
+
+/// Whether an export is of this table, and of a time that the stream and the ledger reach back to.
+fn fits(
+    export: &Export,
+    table: &str,
+    id: &str,
+    start: Start,
+    pinned: SystemTime,
+    now: SystemTime,
+    retention: Duration,
+) -> Result<(), BackfillError> {
+    let time = |at| humantime::format_rfc3339_seconds(at).to_string();
+    if export.table != table {
+        return Err(SourceError::Export(format!("it is of {}", export.table)).into());
+    }
+    if !export.id.is_empty() && export.id != id {
+        return Err(BackfillError::Replaced("the source's table was deleted and made again"));
+    }
+    let from = match start {
+        Start::At(start) => pinned.max(start),
+        Start::Latest | Start::TrimHorizon => pinned,
+    };
+    if export.at < from {
+        return Err(BackfillError::ExportTooEarly { export: time(export.at), pinned: time(from) });
+    }
+    if export.at + retention < now {
+        return Err(BackfillError::ExportTooOld(time(export.at)));
     }
     Ok(())
 }
@@ -254,10 +302,10 @@ impl Parts {
             metrics: metrics.clone(),
         };
         let scan =
-            TableScan::new(self.client, self.table, job.segments, !request.eventual, request.read_units);
+            || TableScan::new(self.client, self.table, job.segments, !request.eventual, request.read_units);
         Shared {
             route: route.name,
-            source: Source::Scan(scan),
+            source: self.export.map_or_else(|| Source::Scan(scan()), Source::Export),
             copier,
             rows,
             run: job.run,

@@ -10,10 +10,11 @@
 //! whatever changes after that comes with the stream. Applying it is the service's matter, and it must do so within the
 //! stream's retention.
 //!
-//! [`scan`] reads a table in segments, for whoever needs that; `copy` writes, `segment` is the loop over pages, `begin`
+//! [`scan`] reads a table in segments, for whoever needs that; [`export`] an export of it; `copy` writes, `segment` is the loop over pages, `begin`
 //! finds or begins the work.
 
 pub mod counts;
+pub mod export;
 pub mod rows;
 pub mod scan;
 
@@ -43,6 +44,7 @@ use rows::{Job, Known, Rows, Segment, State};
 use segment::{End, Shared};
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
@@ -72,6 +74,8 @@ pub struct Request {
     pub restart: bool,
     /// Read eventually consistent, for half of the cost.
     pub eventual: bool,
+    /// The folder of an export of the source to be read instead of the source.
+    pub export: Option<PathBuf>,
 }
 
 /// How a backfill ended, for this process.
@@ -130,6 +134,23 @@ pub enum BackfillError {
     /// Another process has begun it anew.
     #[error("another process has begun this backfill anew")]
     Restarted,
+    /// The export is of a time from which on the stream is not applied.
+    #[error(
+        "the export is of {export}, and the route's place in the stream is pinned since {pinned}: what changed in between would \
+         be lost. Export the table again, now that the place is pinned"
+    )]
+    ExportTooEarly {
+        /// The export's time.
+        export: String,
+        /// When the route first saw the stream.
+        pinned: String,
+    },
+    /// The export is so old that deletes since then may be forgotten.
+    #[error(
+        "the export is of {0}, longer ago than tombstones are kept (tombstone_retention): what was deleted since then could \
+             come back. Export the table again"
+    )]
+    ExportTooOld(String),
     /// The source.
     #[error("{0}")]
     Source(#[from] SourceError),

@@ -1,17 +1,21 @@
-//! What a backfill reads: the source table itself.
+//! What a backfill reads: the source table itself, or an export of it.
 
+use super::export::{Export, FilePage, FileReading};
 use super::rows::Cursor;
 use super::scan::{Page, TableScan};
 use crate::failure::Failure;
 use crate::item::Item;
-use crate::state::Row;
+use crate::state::{Row, number};
 use aws_sdk_dynamodb::types::AttributeValue;
+use std::sync::Arc;
 
 /// Where items come from.
 #[derive(Debug)]
 pub(super) enum Source {
     /// The table.
     Scan(TableScan),
+    /// An export.
+    Export(Arc<Export>),
 }
 
 /// A segment that is being read.
@@ -19,6 +23,8 @@ pub(super) enum Source {
 pub(super) enum Reading {
     /// Of a scan: its number, and the key after which the next page begins.
     Scan(u32, Option<Row>),
+    /// A data file of an export.
+    File(FileReading),
 }
 
 /// A page of a segment.
@@ -39,16 +45,24 @@ pub enum SourceError {
     /// An item without a part of the key: it is of another table.
     #[error("an item of the source has no attribute {0:?}, which is a part of the table's key")]
     NoKey(String),
+    /// An export that cannot be used.
+    #[error("the export cannot be used: {0}")]
+    Export(String),
     /// What is saved of a segment is of another kind of source.
     #[error("the saved place in the source makes no sense; begin anew with --restart")]
     Place,
 }
 
 impl Source {
-    pub(super) fn open(&self, number: u32, cursor: Option<&Cursor>) -> Result<Reading, SourceError> {
+    pub(super) fn open(&self, segment: u32, cursor: Option<&Cursor>) -> Result<Reading, SourceError> {
         match (self, cursor) {
-            (Self::Scan(_), None) => Ok(Reading::Scan(number, None)),
-            (Self::Scan(_), Some(AttributeValue::M(key))) => Ok(Reading::Scan(number, Some(key.clone()))),
+            (Self::Scan(_), None) => Ok(Reading::Scan(segment, None)),
+            (Self::Scan(_), Some(AttributeValue::M(key))) => Ok(Reading::Scan(segment, Some(key.clone()))),
+            (Self::Export(export), None) => Ok(Reading::File(export.read(segment, 0))),
+            (Self::Export(export), Some(AttributeValue::N(line))) => {
+                let line = line.parse().map_err(|_| SourceError::Place)?;
+                Ok(Reading::File(export.read(segment, line)))
+            }
             _ => Err(SourceError::Place),
         }
     }
@@ -62,6 +76,11 @@ impl Source {
                 after.clone_from(&next);
                 Ok(Batch { items, cursor: next.map(AttributeValue::M), read_units })
             }
+            (Self::Export(_), Reading::File(file)) => {
+                let FilePage { items, next } = file.page(most).await?;
+                Ok(Batch { items, cursor: next.map(number), read_units: 0.0 })
+            }
+            _ => Err(SourceError::Place),
         }
     }
 }

@@ -13,6 +13,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::collections::VecDeque;
 use std::io::IsTerminal as _;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -49,6 +50,9 @@ pub(super) struct Args {
     /// Read eventually consistent, for half of the cost
     #[arg(long)]
     eventually_consistent: bool,
+    /// The folder of an export to S3 (the one with manifest-summary.json), to be read instead of the source
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["segments", "read_units", "eventually_consistent"])]
+    from_export: Option<PathBuf>,
     /// Begin anew, also when an earlier one is done
     #[arg(long)]
     restart: bool,
@@ -99,6 +103,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
         existing: args.on_existing.map(OnExisting::from),
         restart: args.restart,
         eventual: args.eventually_consistent,
+        export: args.from_export,
     };
     let drain = CancellationToken::new();
     let mut signals = Tasks::new();

@@ -2,6 +2,7 @@
 
 mod bad_days;
 mod choices;
+mod export;
 
 use crate::sandbox_support::s;
 use crate::world::{HOME, PRINCIPAL, SOURCE, STAMP, World, eventually, with};
