@@ -3,6 +3,7 @@
 mod bad_days;
 mod choices;
 mod export;
+mod group;
 
 use crate::sandbox_support::s;
 use crate::world::{HOME, PRINCIPAL, SOURCE, STAMP, World, eventually, with};
