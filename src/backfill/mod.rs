@@ -49,6 +49,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::task::JoinError;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -154,6 +155,9 @@ pub enum BackfillError {
     /// The source.
     #[error("{0}")]
     Source(#[from] SourceError),
+    /// The work on a segment came to an end that it should not have.
+    #[error("the work on a segment broke off: {0}")]
+    Broke(#[from] JoinError),
     /// The address of the metrics.
     #[error("cannot listen for metrics: {0}")]
     Listen(std::io::Error),
@@ -242,7 +246,7 @@ impl Backfill {
             self;
         helpers.spawn(keeper.run(heart.controls(), jitter.clone(), stop.clone()));
         let join = begin::Join { request: &request, fresh, heart: &heart, rows: &rows, parts: &parts };
-        let joined = retry_unless(&drain, join.find(&config, &jitter)).await;
+        let joined = Box::pin(retry_unless(&drain, join.find(&config, &jitter))).await;
         let ended = match joined {
             Ok(Some(job)) => {
                 let rest = CancellationToken::new();
@@ -338,11 +342,13 @@ impl Crew {
                 Some(joined) = tasks.join_next() => match joined {
                     Ok((number, end)) => {
                         watched.holding.remove(&number);
-                        if let Some(ended) = self.ended(end).await? {
-                            break Ok(ended);
+                        match self.ended(end).await {
+                            Ok(None) => {}
+                            Ok(Some(ended)) => break Ok(ended),
+                            Err(error) => break Err(error),
                         }
                     }
-                    Err(error) => tracing::error!(%error, "the work on a segment ended"),
+                    Err(error) => break Err(error.into()),
                 },
                 () = self.drain.cancelled() => break Ok(Ended::Drained),
                 () = tokio::time::sleep(pause) => {}

@@ -72,10 +72,10 @@ impl Shared {
         let end = match self.pages(&mut held, &fence).await {
             Ok(end) | Err(end) => end,
         };
-        if matches!(end, End::Rested | End::Conflicts(..) | End::Failed(_)) {
-            if let Err(failure) = held.give_back().await {
-                tracing::debug!(why = %failure, "a segment was not given back; others take it once this row has expired");
-            }
+        if matches!(end, End::Rested | End::Conflicts(..) | End::Failed(_))
+            && let Err(failure) = held.give_back().await
+        {
+            tracing::debug!(why = %failure, "a segment was not given back; others take it when this process is gone");
         }
         end
     }

@@ -24,7 +24,7 @@ pub(super) enum Reading {
     /// Of a scan: its number, and the key after which the next page begins.
     Scan(u32, Option<Row>),
     /// A data file of an export.
-    File(FileReading),
+    File(Box<FileReading>),
 }
 
 /// A page of a segment.
@@ -58,10 +58,10 @@ impl Source {
         match (self, cursor) {
             (Self::Scan(_), None) => Ok(Reading::Scan(segment, None)),
             (Self::Scan(_), Some(AttributeValue::M(key))) => Ok(Reading::Scan(segment, Some(key.clone()))),
-            (Self::Export(export), None) => Ok(Reading::File(export.read(segment, 0))),
+            (Self::Export(export), None) => Ok(Reading::File(Box::new(export.read(segment, 0)))),
             (Self::Export(export), Some(AttributeValue::N(line))) => {
                 let line = line.parse().map_err(|_| SourceError::Place)?;
-                Ok(Reading::File(export.read(segment, line)))
+                Ok(Reading::File(Box::new(export.read(segment, line))))
             }
             _ => Err(SourceError::Place),
         }

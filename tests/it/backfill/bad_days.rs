@@ -64,7 +64,7 @@ async fn processes_may_be_killed_in_every_phase() {
     let mut random = StdRng::seed_from_u64(seed);
     let stage = Stage::new();
     let world = &stage.world;
-    stage.fill(500).await;
+    stage.fill(250).await;
     let worker = stage.service().await;
     let faults = world.sandbox.faults();
     for (operation, account) in [
@@ -78,11 +78,11 @@ async fn processes_may_be_killed_in_every_phase() {
             faults.add(Rule::new(effect).operation(operation).account(account).probability(0.02));
         }
     }
-    let one = || Request { segments: Some(8), parallel: Some(3), write_units: Some(40), ..request() };
+    let one = || Request { segments: Some(8), parallel: Some(3), write_units: Some(20), ..request() };
     let mut processes: Vec<Process> = Vec::new();
-    for round in 0..25 {
+    for round in 0..12 {
         processes.push(stage.start(one()).await);
-        world.load(500, 40, seed + round).await;
+        world.load(250, 30, seed + round).await;
         tokio::time::sleep(Duration::from_millis(random.random_range(0..4000))).await;
         if processes.len() > 2 || random.random_ratio(1, 2) {
             let index = random.random_range(0..processes.len());
@@ -128,12 +128,12 @@ async fn a_hot_key_that_is_rewritten_all_the_time_ends_with_its_last_value() {
 async fn a_target_that_is_throttled_to_a_tenth_slows_the_backfill_and_nothing_else() {
     let stage = Stage::new();
     let world = &stage.world;
-    stage.fill(300).await;
+    stage.fill(100).await;
     let worker = stage.service().await;
     let throttle = Rule::new(Effect::ProvisionedThroughputExceeded).operation("PutItem").account(PEERS[0].0);
     world.sandbox.faults().add(throttle.probability(0.9));
     let (ended, picture) = stage.run(request()).await;
-    assert_eq!((ended, picture.totals.items), (Ended::Done, 300));
+    assert_eq!((ended, picture.totals.items), (Ended::Done, 100));
     assert!(world.all_equal());
     worker.stop().await.unwrap();
 }
@@ -169,7 +169,7 @@ async fn a_backfill_may_take_longer_than_the_stream_keeps_records() {
         let worker = stage.service().await;
         let slow = Request { segments: Some(40), parallel: Some(1), write_units: Some(10), ..request() };
         let mut process = stage.start(slow).await;
-        eventually("a part is done", || process.items() >= part * 20).await;
+        eventually("a part is done", || process.items() > part * 20).await;
         process.drain.cancel();
         assert_eq!(process.end().await.unwrap(), Ended::Drained);
         worker.stop().await.unwrap();

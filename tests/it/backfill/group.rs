@@ -30,7 +30,7 @@ struct Pair {
 impl Pair {
     fn new() -> Self {
         let start = Some(UNIX_EPOCH + Duration::from_secs(1_800_000_000));
-        let sandbox = Sandbox::new(Options { start, ..Options::default() }).unwrap();
+        let sandbox = Sandbox::new(Options { start, initial_shards: 1, ..Options::default() }).unwrap();
         let keys = sandbox.admin(HOME, "replicator").unwrap();
         let (mut tables, mut apps) = (Vec::new(), Vec::new());
         for account in ACCOUNTS {
@@ -83,7 +83,7 @@ impl Pair {
         let (options, drain) = (self.options(seed), CancellationToken::new());
         let backfill = Backfill::build(self.config(), request, options, None, drain).await.unwrap();
         let (pictures, seen) = watch::channel(None);
-        let ended = backfill.run(pictures).await.unwrap();
+        let ended = Box::pin(backfill.run(pictures)).await.unwrap();
         let picture = seen.borrow().clone().unwrap();
         (ended, picture)
     }
@@ -125,7 +125,7 @@ async fn a_member_is_copied_to_the_others_and_nothing_goes_round() {
     };
     let ((ended, picture), ()) = futures::join!(pair.backfill(21, of("m0", OnExisting::Keep)), writes);
     assert_eq!((ended, picture.totals.items > 0), (Ended::Done, true));
-    let (ended, _) = pair.backfill(22, of("m1", OnExisting::Overwrite)).await;
+    let (ended, _) = Box::pin(pair.backfill(22, of("m1", OnExisting::Overwrite))).await;
     assert_eq!(ended, Ended::Done);
     eventually("both hold the same", || pair.items(0) == pair.items(1)).await;
     assert_eq!(pair.items(0)["own"]["value"]["S"], "b");
@@ -158,7 +158,8 @@ async fn a_member_whose_item_is_being_deleted_is_left_to_its_stream() {
     marked.insert(STAMP.to_owned(), s(&mark.to_string()));
     pair.apps[0].db.put_item().table_name("orders").set_item(Some(marked)).send().await.unwrap();
     tokio::time::sleep(Duration::from_secs(900)).await;
-    let (ended, picture) = pair.backfill(21, Request { route: "orders/m0".to_owned(), ..request() }).await;
+    let of = Request { route: "orders/m0".to_owned(), ..request() };
+    let (ended, picture) = Box::pin(pair.backfill(21, of)).await;
     let peer = &picture.totals.peers["m1"];
     let of = |fate| peer.get(fate);
     assert_eq!(ended, Ended::Done);
