@@ -1,25 +1,27 @@
-//! The conflict journal: writes of one member that lost to another's, kept in the state table for a while.
+//! The conflict journal: writes of one member that lost to another's, kept in the state table for a while, or in a file.
 //!
 //! Two writes conflict when neither writer had seen the other's. The last writer wins, and what the other wrote is
 //! gone from the tables; here it is said which, and what. A row's key is a function of the write that lost, so a replay
-//! writes the same row again.
+//! writes the same row again. In a file it may so come twice.
 //!
 //! Rows: `conflict#<group>#<x>`, x the first digit of the key's digest, so that they spread / `<loser's
 //! version>#<key digest>`. They expire after a week.
 
 use crate::clock::Clock;
-use crate::config::Conflicts;
-use crate::failure::Failure;
+use crate::config::{self, Conflicts};
+use crate::failure::{Class, Failure};
 use crate::item::{Item, Key};
 use crate::json;
 use crate::state::{EXPIRES, Row, StateTable, get_number, get_text, key, number, text};
 use crate::telemetry::metrics::Metrics;
 use crate::version::Version;
 use futures::future::try_join_all;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::io::AsyncWriteExt as _;
 use tokio::time::Instant;
 
 /// How long a conflict is kept.
@@ -81,6 +83,8 @@ pub struct Conflict<'a> {
 pub struct Journal {
     group: Arc<str>,
     keep: Conflicts,
+    /// Where they are appended; in the state table without one.
+    file: Option<Arc<PathBuf>>,
     members: Arc<BTreeMap<u8, String>>,
     state: StateTable,
     clock: Clock,
@@ -93,15 +97,15 @@ impl Journal {
     /// The journal of a group, whose members have these numbers and names.
     #[must_use]
     pub fn new(
-        group: &str,
-        keep: Conflicts,
+        group: &config::Group,
         members: BTreeMap<u8, String>,
         state: StateTable,
         clock: Clock,
         metrics: Metrics,
     ) -> Self {
         let (members, budget) = (Arc::new(members), Arc::default());
-        Self { group: group.into(), keep, members, state, clock, metrics, budget }
+        let (keep, file) = (group.conflicts, group.conflicts_file.clone().map(Arc::new));
+        Self { group: group.name.as_str().into(), keep, file, members, state, clock, metrics, budget }
     }
 
     fn name(&self, version: Version) -> String {
@@ -149,29 +153,33 @@ impl Journal {
     }
 
     async fn keep(&self, conflict: Conflict<'_>, loser: &str, winner: &str) -> Result<(), Failure> {
-        let digest = conflict.key.digest().to_string();
-        let mut row = key(
-            &partition(&self.group, digest.get(..1).unwrap_or_default()),
-            &format!("{}#{digest}", conflict.loser.version),
-        );
-        let mut set = |name: &str, value: String| row.insert(name.to_owned(), text(value));
-        set("key", digest);
-        set("key_attributes", json::from_item(conflict.key.attributes()).to_string());
-        set("how", conflict.how.name().to_owned());
-        set("at", conflict.at.to_owned());
-        set("found", humantime::format_rfc3339_seconds(self.clock.now()).to_string());
-        for (side, name, write) in [("loser", loser, conflict.loser), ("winner", winner, conflict.winner)] {
-            set(side, name.to_owned());
-            set(&format!("{side}_version"), write.version.to_string());
-            let Some(item) = write.item else { continue };
-            let image = json::from_item(item).to_string();
-            let field = if image.len() <= LARGEST { "image" } else { "too_large" };
-            let value = if image.len() <= LARGEST { image } else { image.len().to_string() };
-            set(&format!("{side}_{field}"), value);
+        let kept = Kept {
+            key: conflict.key.digest().to_string(),
+            key_attributes: json::from_item(conflict.key.attributes()),
+            how: conflict.how.name().to_owned(),
+            at: conflict.at.to_owned(),
+            found: humantime::format_rfc3339_seconds(self.clock.now()).to_string(),
+            loser: KeptSide::of(loser, conflict.loser),
+            winner: KeptSide::of(winner, conflict.winner),
+        };
+        if let Some(file) = &self.file {
+            let line = kept.document(&self.group, true).to_string() + "\n";
+            return append(file, &line).await.map_err(|error| {
+                let what = format!("a conflict cannot be written to {}: {error}", file.display());
+                Failure::new(Class::Unrecognised, "ConflictsFile", what)
+            });
         }
+        let mut row = kept.row(&self.group);
         row.insert(EXPIRES.to_owned(), number((self.clock.since_epoch() + RETENTION).as_secs()));
         self.state.put(row).await
     }
+}
+
+/// Opened for each line, so that the file may be rotated at any time.
+async fn append(file: &PathBuf, line: &str) -> std::io::Result<()> {
+    let mut file = tokio::fs::OpenOptions::new().append(true).create(true).open(file).await?;
+    file.write_all(line.as_bytes()).await?;
+    file.flush().await
 }
 
 /// A conflict as it was kept.
@@ -204,6 +212,71 @@ pub struct KeptSide {
     pub image: Option<Value>,
     /// The size of an image that was not kept, as JSON, in bytes.
     pub too_large: Option<u64>,
+}
+
+impl KeptSide {
+    fn of(member: &str, side: Side<'_>) -> Self {
+        let image = side.item.map(json::from_item);
+        let size = image.as_ref().map_or(0, |image| image.to_string().len());
+        Self {
+            member: member.to_owned(),
+            version: side.version.to_string(),
+            image: image.filter(|_| size <= LARGEST),
+            too_large: (size > LARGEST).then_some(size as u64),
+        }
+    }
+
+    fn document(&self, whole: bool) -> Value {
+        let mut value = json!({ "member": self.member, "version": self.version });
+        if whole {
+            value["image"] = self.image.clone().unwrap_or_default();
+            value["image_too_large_bytes"] = json!(self.too_large);
+        }
+        value
+    }
+}
+
+impl Kept {
+    /// As JSON; with what both members had written when it is to be `whole`.
+    #[must_use]
+    pub fn document(&self, group: &str, whole: bool) -> Value {
+        let mut value = json!({
+            "group": group,
+            "key": self.key,
+            "how": self.how,
+            "at": self.at,
+            "found": self.found,
+            "loser": self.loser.document(whole),
+            "winner": self.winner.document(whole),
+        });
+        if whole {
+            value["key_attributes"] = self.key_attributes.clone();
+        }
+        value
+    }
+
+    /// As a row, which never expires.
+    fn row(&self, group: &str) -> Row {
+        let digit = self.key.get(..1).unwrap_or_default();
+        let mut row = key(&partition(group, digit), &format!("{}#{}", self.loser.version, self.key));
+        let mut set = |name: &str, value: String| row.insert(name.to_owned(), text(value));
+        set("key", self.key.clone());
+        set("key_attributes", self.key_attributes.to_string());
+        set("how", self.how.clone());
+        set("at", self.at.clone());
+        set("found", self.found.clone());
+        for (name, side) in [("loser", &self.loser), ("winner", &self.winner)] {
+            set(name, side.member.clone());
+            set(&format!("{name}_version"), side.version.clone());
+            if let Some(image) = &side.image {
+                set(&format!("{name}_image"), image.to_string());
+            }
+            if let Some(size) = side.too_large {
+                set(&format!("{name}_too_large"), size.to_string());
+            }
+        }
+        row
+    }
 }
 
 /// The conflicts of a group that are kept, in the order of the losers' versions.

@@ -66,7 +66,7 @@ impl Connector<'_> {
         let members = group.members.iter().map(|index| &self.config.members[*index]);
         let members = members.map(|member| (member.number, member.name.clone())).collect();
         let (state, metrics) = (self.state.clone(), self.metrics.clone());
-        Journal::new(&group.name, group.conflicts, members, state, self.clock, metrics)
+        Journal::new(group, members, state, self.clock, metrics)
     }
 
     /// A member, as `route` writes to it.

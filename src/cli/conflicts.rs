@@ -3,9 +3,9 @@
 use super::table::table;
 use super::{ConfigArg, FOUND, answer, complain};
 use crate::clock::Clock;
-use crate::conflicts::{self, Kept, KeptSide};
+use crate::conflicts::{self, Kept};
 use anyhow::{Context as _, bail};
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::process::ExitCode;
 
 /// Arguments of `conflicts`.
@@ -54,6 +54,11 @@ pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let now = Clock::system().since_epoch();
     let mut found = Vec::new();
     for group in names.into_iter().filter(|name| args.group.as_deref().is_none_or(|group| group == *name)) {
+        let in_file =
+            config.groups.iter().find(|of| of.name == group).and_then(|of| of.conflicts_file.as_ref());
+        if let Some(file) = in_file {
+            complain(&format!("the conflicts of group {group} are in {} of each worker", file.display()));
+        }
         let kept = conflicts::list(&state, group, now).await.context("the conflicts could not be read")?;
         let matches = |kept: &Kept| {
             args.key.as_ref().is_none_or(|key| *key == kept.key)
@@ -65,10 +70,10 @@ pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     if args.action == Action::Show || args.json {
         let whole = args.action == Action::Show;
-        let all: Vec<Value> = found.iter().map(|(group, kept)| document(group, kept, whole)).collect();
+        let all: Vec<Value> = found.iter().map(|(group, kept)| kept.document(group, whole)).collect();
         answer(&serde_json::to_string_pretty(&all)?);
     } else if found.is_empty() {
-        complain("no conflicts are kept");
+        complain("no conflicts are kept in the state table");
     } else {
         let header = ["GROUP", "KEY", "LOSER", "WINNER", "HOW", "AT", "FOUND", "LOST VERSION"];
         let row = |(group, kept): &(&str, Kept)| {
@@ -83,28 +88,4 @@ pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     } else {
         ExitCode::SUCCESS
     })
-}
-
-fn document(group: &str, kept: &Kept, whole: bool) -> Value {
-    let side = |side: &KeptSide| {
-        let mut value = json!({ "member": side.member, "version": side.version });
-        if whole {
-            value["image"] = side.image.clone().unwrap_or_default();
-            value["image_too_large_bytes"] = json!(side.too_large);
-        }
-        value
-    };
-    let mut value = json!({
-        "group": group,
-        "key": kept.key,
-        "how": kept.how,
-        "at": kept.at,
-        "found": kept.found,
-        "loser": side(&kept.loser),
-        "winner": side(&kept.winner),
-    });
-    if whole {
-        value["key_attributes"] = kept.key_attributes.clone();
-    }
-    value
 }

@@ -140,6 +140,7 @@ fn group(mut section: Section<'_>) -> GroupDraft {
         name: section.required("name", "a name of your choice for the group", values::name),
         members: section.strings("members", "write members = [\"MEMBER\", \"MEMBER\", ...]"),
         conflicts: section.or("conflicts", Conflicts::Sampled, values::conflicts),
+        conflicts_file: section.optional("conflicts_file", values::path),
         settings: settings(&mut section, false, "[group.guard]"),
     };
     section.finish();

@@ -15,6 +15,7 @@ pub(super) struct GroupDraft {
     pub(super) name: Option<Located<String>>,
     pub(super) members: Option<Vec<Located<String>>>,
     pub(super) conflicts: Option<Located<Conflicts>>,
+    pub(super) conflicts_file: Option<Located<String>>,
     /// Of each of its routes.
     pub(super) settings: Settings,
 }
@@ -145,6 +146,8 @@ impl GroupDraft {
             Some(Route { group: Some(index), ..route })
         };
         let routes = seated.iter().map(|from| route(*from)).collect::<Option<_>>()?;
-        Some((Group { name, members: seated.to_vec(), conflicts: self.conflicts?.value }, routes))
+        let conflicts_file = self.conflicts_file.map(|file| file.value.into());
+        let (members, conflicts) = (seated.to_vec(), self.conflicts?.value);
+        Some((Group { name, members, conflicts, conflicts_file }, routes))
     }
 }

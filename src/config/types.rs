@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 /// A whole, validated configuration.
@@ -141,6 +142,8 @@ pub struct Group {
     pub members: Vec<usize>,
     /// Which writes that lost are kept (default sampled).
     pub conflicts: Conflicts,
+    /// The file of each worker that they are appended to, as JSON lines; in the state table without one.
+    pub conflicts_file: Option<PathBuf>,
 }
 
 /// Which writes that lost to another member's are kept in the conflict journal. All are counted.

@@ -104,6 +104,11 @@ pub(super) fn profile(value: &DeValue<'_>) -> Result<String, Fault> {
     text(1..=255, |byte| !byte.is_ascii_control(), "a profile's name")(value)
 }
 
+/// A file's path.
+pub(super) fn path(value: &DeValue<'_>) -> Result<String, Fault> {
+    text(1..=4096, |byte| byte != 0, "a file's path")(value)
+}
+
 /// The name of the stamp attribute.
 pub(super) fn attribute(value: &DeValue<'_>) -> Result<String, Fault> {
     text(1..=255, |_| true, "an attribute's name of 1 to 255 bytes")(value)

@@ -9,7 +9,8 @@
 //!
 //! `work` carries single changes out. A lane retries for as long as it lives; it ends when its pages end and all is
 //! done, or at once when its worker loses the right to write. While its peer is paused it starts nothing new, and what
-//! it has not started then does not hold up a stop.
+//! it has not started then does not hold up a stop. The same goes for changes of a group whose versions are too far in
+//! the future: another member would not believe them.
 
 mod work;
 
@@ -33,6 +34,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 /// The changes of one read, in stream order. Shared by the lanes of a shard.
@@ -107,6 +109,8 @@ pub struct LaneParts {
     pub fence: CancellationToken,
 }
 
+/// While changes are held back, the worker's clock is looked at this often.
+const LOOK: Duration = Duration::from_millis(500);
 /// Changes that a lane holds before it takes another page: some pages' worth, so that a slow key does not hold
 /// up the others at once.
 const WINDOW: usize = 2000;
@@ -132,6 +136,10 @@ pub struct Lane {
     /// Keys that have dead letters.
     dead: HashSet<Digest>,
     running: FuturesUnordered<BoxFuture<'static, Finished>>,
+    /// Keys whose next change is held back until the worker's clock has come near its version.
+    held: Vec<Digest>,
+    /// When they are looked at again.
+    look: Instant,
     frontier: watch::Sender<Frontier>,
 }
 
@@ -140,7 +148,7 @@ pub struct Lane {
 pub enum LaneEnd {
     /// The pages ended, and everything is done.
     Done,
-    /// It was paused, and what it had not started is left for the next worker.
+    /// It was paused or held changes back, and what it had not started is left for the next worker.
     Left,
     /// The worker lost the right to write.
     Abandoned,
@@ -210,6 +218,8 @@ impl Lane {
             ready: VecDeque::new(),
             dead: HashSet::new(),
             running: FuturesUnordered::new(),
+            held: Vec::new(),
+            look: Instant::now(),
             frontier,
         };
         (lane, shown)
@@ -246,14 +256,18 @@ impl Lane {
                     None => open = false,
                 },
                 Ok(()) = gate.changed() => {}
-                () = drain.cancelled(), if self.context.peer.paused() && self.running.is_empty() => {
-                    return LaneEnd::Left;
-                }
+                () = drain.cancelled(), if self.stands() && self.running.is_empty() => return LaneEnd::Left,
+                () = sleep_until(self.look), if !self.held.is_empty() => self.ready.extend(self.held.drain(..)),
             }
             self.start();
             self.show();
         }
         LaneEnd::Done
+    }
+
+    /// Whether nothing new starts, for whatever reason.
+    fn stands(&self) -> bool {
+        !self.held.is_empty() || self.context.peer.paused()
     }
 
     fn has_room(&self) -> bool {
@@ -339,6 +353,14 @@ impl Lane {
             let Some(key) = self.ready.pop_front() else { break };
             let Some(state) = self.keys.get_mut(&key) else { continue };
             let Some(mut work) = state.waiting.take() else { continue };
+            state.waiting = self.context.hold_back(&mut work);
+            if work.items.is_empty() {
+                if self.held.is_empty() {
+                    self.look = Instant::now() + LOOK;
+                }
+                self.held.push(key);
+                continue;
+            }
             state.running = true;
             work.dead = self.dead.contains(&key);
             self.running.push(Box::pin(Arc::clone(&self.context).carry_out(work)));

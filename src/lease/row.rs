@@ -80,7 +80,8 @@ const SEQUENCE: &str = "sequence";
 /// The clock after the frontier's record, within a peer's map.
 pub(super) const HLC: &str = "hlc";
 const CREATED: &str = "created";
-const DONE: &str = "done";
+/// Whether all of the shard is done, within a peer's map.
+pub(super) const DONE: &str = "done";
 
 /// A row's attributes but its keys.
 pub(super) fn to_row(lease: &Lease) -> Row {

@@ -4,7 +4,7 @@
 
 use crate::failure::{Class, Failure};
 use crate::lease::lister::{self, LISTER, ListerRow};
-use crate::lease::row::{self, CLOSED, EPOCH, GONE, HANDOFF, HLC, Lease, OWNER, PEERS, PeerPosition};
+use crate::lease::row::{self, CLOSED, DONE, EPOCH, GONE, HANDOFF, HLC, Lease, OWNER, PEERS, PeerPosition};
 use crate::state::{EXPIRES, PK, Row, SK, StateTable, get_text, number, text};
 use aws_sdk_dynamodb::operation::update_item::UpdateItemError;
 use aws_sdk_dynamodb::operation::update_item::builders::UpdateItemFluentBuilder;
@@ -253,7 +253,8 @@ impl Held {
         self.epoch
     }
 
-    /// Writes the peers' positions. They never go back: a position below the one in the row is refused as a loss.
+    /// Writes the peers' positions. They never go back, also when a request arrives late: a position below the one in the
+    /// row, or one that is not done any more, is refused as a loss.
     ///
     /// # Errors
     /// [`HeldError`].
@@ -266,15 +267,19 @@ impl Held {
         for (index, (name, peer)) in peers.iter().enumerate() {
             sets.push(format!("#peers.#p{index} = :p{index}"));
             conditions.push(format!(
-                "(attribute_not_exists(#peers.#p{index}) OR #peers.#p{index}.#hlc <= :h{index})"
+                "(attribute_not_exists(#peers.#p{index}) OR #peers.#p{index}.#hlc < :h{index} \
+                 OR (#peers.#p{index}.#hlc = :h{index} AND #peers.#p{index}.#done IN (:open, :d{index})))"
             ));
             request = request
                 .expression_attribute_names(format!("#p{index}"), name)
                 .expression_attribute_values(format!(":p{index}"), row::peer_value(peer))
-                .expression_attribute_values(format!(":h{index}"), text(peer.position.hlc.to_string()));
+                .expression_attribute_values(format!(":h{index}"), text(peer.position.hlc.to_string()))
+                .expression_attribute_values(format!(":d{index}"), AttributeValue::Bool(peer.done));
         }
         let request = request
             .expression_attribute_names("#hlc", HLC)
+            .expression_attribute_names("#done", DONE)
+            .expression_attribute_values(":open", AttributeValue::Bool(false))
             .update_expression(format!("SET {}", sets.join(", ")))
             .condition_expression(conditions.join(" AND "));
         self.send(request).await

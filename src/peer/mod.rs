@@ -148,6 +148,9 @@ enum Expect {
 /// whether it would be let in.
 pub(crate) const NEVER: &str = "attribute_exists(#pk) AND attribute_not_exists(#pk)";
 
+/// Longer than a signed request is accepted.
+const ON_ITS_WAY: Duration = Duration::from_secs(15 * 60);
+
 /// Absent and present may take turns under the writer; after this many the step is tried again later.
 const ROUNDS: usize = 8;
 
@@ -465,9 +468,10 @@ impl Peer {
     }
 
     /// Beyond this a stamp is not believed. It follows this worker's clock, and never falls behind the versions
-    /// that it writes: a replay of old records must not take today's stamps for ones from the future.
+    /// that it writes: a replay of old records must not take today's stamps for ones from the future. Nor must a request
+    /// that was on its way for long: what was written meanwhile is not beyond it.
     fn ceiling(&self, version: Version) -> Hlc {
-        Hlc::from_millis(self.clock.millis()).max(version.hlc).plus(self.max_drift)
+        Hlc::from_millis(self.clock.millis()).max(version.hlc).plus(self.max_drift + ON_ITS_WAY)
     }
 
     fn with_seen<R: Expressions>(&self, request: R, seen: &str) -> R {

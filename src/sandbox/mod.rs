@@ -374,6 +374,14 @@ impl Sandbox {
         self.with_table(table_arn, |region, arn| region.shards(&arn.table))
     }
 
+    /// Makes the clock by which a table's stream tells creation times wrong by so many milliseconds, from now on.
+    ///
+    /// # Errors
+    /// When there is no such table.
+    pub fn set_stream_clock(&self, table_arn: &str, off_ms: i64) -> ApiResult<()> {
+        self.with_table(table_arn, |region, arn| region.set_stream_clock(&arn.table, off_ms))
+    }
+
     /// Splits a shard of a table's stream in two, or every open one if none is named.
     ///
     /// # Errors

@@ -466,11 +466,7 @@ impl LaneStatus {
 
     /// A failure that time or an operator must mend; said at once, and again while it lasts.
     pub fn stalled(&self, failure: &Failure) {
-        let mut inner = lock(&self.inner);
-        let new = inner.trouble.is_none();
-        inner.trouble = Some(failure.to_string());
-        if new || inner.said.is_none_or(|at| at.elapsed() > SAY_AGAIN) {
-            inner.said = Some(Instant::now());
+        if self.troubled(failure.to_string()) {
             tracing::warn!(
                 peer = self.peer,
                 why = %failure,
@@ -478,6 +474,31 @@ impl LaneStatus {
                 "writes to a peer fail; they are tried again, and nothing is lost while the stream keeps the records"
             );
         }
+    }
+
+    /// The source's clock is so far ahead of this machine's that its changes wait; said at once, and again while it
+    /// lasts.
+    pub fn held_back(&self, ahead: Duration) {
+        let seconds = ahead.as_secs();
+        if self.troubled(format!("the source's clock is {seconds} s ahead of this machine's")) {
+            tracing::warn!(
+                peer = self.peer,
+                ahead_seconds = seconds,
+                remedy = "set this machine's clock right; if it is, the source's is wrong, and time mends it",
+                "changes are held back: their versions are too far in the future for other members to believe"
+            );
+        }
+    }
+
+    /// Notes what keeps the lane; whether it is time to say so.
+    fn troubled(&self, why: String) -> bool {
+        let mut inner = lock(&self.inner);
+        let new = inner.trouble.replace(why).is_none();
+        let say = new || inner.said.is_none_or(|at| at.elapsed() > SAY_AGAIN);
+        if say {
+            inner.said = Some(Instant::now());
+        }
+        say
     }
 }
 

@@ -57,6 +57,8 @@ pub struct Metrics {
     pub rate_limit: GaugeVec,
     /// Stamps too far ahead of their record's creation to be believed, by route.
     pub stamps_disbelieved: IntCounterVec,
+    /// How far a source's clock is off, at least, by route, in seconds: above 0 ahead, below 0 behind.
+    pub clock_skew: GaugeVec,
     /// Times at which a route's guard paused it, by route.
     pub guard_trips: IntCounterVec,
     /// 1 while a peer is paused, by route and peer.
@@ -230,6 +232,11 @@ impl Metrics {
                 "stamps_disbelieved_total",
                 &["route"],
                 "Stamps further ahead of their record's creation than max_clock_drift",
+            )?,
+            clock_skew: r.gauge_vec(
+                "clock_skew_seconds",
+                &["route"],
+                "How far the clock of the source's stream is off, at least, by the records read last: ahead of this machine's, or (below 0) behind the versions that the records carry",
             )?,
             guard_trips: r.counter(
                 "guard_trips_total",

@@ -15,6 +15,7 @@ use crate::retry::{self, GaveUp, Pauses, Policy};
 use crate::route::Route;
 use crate::stream::reader::{Place, Read, ReadError, Reader};
 use crate::telemetry::board::ShardStatus;
+use crate::version::Hlc;
 use futures::future::BoxFuture;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -177,6 +178,7 @@ impl Reading<'_> {
         metrics.pages.with_label_values(&[route, "full"]).inc();
         metrics.records_read.with_label_values(&[route]).inc_by(changes.len() as u64);
         let age = self.route.clock.now().duration_since(newest.created).unwrap_or_default();
+        metrics.clock_skew.with_label_values(&[route]).set(skew(changes, self.route.clock.since_epoch()));
         metrics.read_lag.with_label_values(&[route]).observe(age.as_secs_f64());
         tracing::trace!(changes = changes.len(), "page");
     }
@@ -248,5 +250,55 @@ impl Reading<'_> {
         self.status.stopped(why);
         tracing::error!(reason, why, "the shard stops here and waits for an operator; other shards go on");
         Closed::Stopped(reason)
+    }
+}
+
+/// How far the clock by which some records were dated is off, at least, in seconds: ahead of `now` when one was created
+/// later than that; behind (below 0) when one was created before a version that it carries. Creation times have whole
+/// seconds.
+fn skew(changes: &[Change], now: Duration) -> f64 {
+    let off = changes.iter().map(|change| {
+        let created = Hlc::from_time(change.created).millis();
+        let ahead = Duration::from_millis(created).saturating_sub(now);
+        let carried = change.stamps().map(|stamp| stamp.version.hlc.millis()).max();
+        let behind = Duration::from_millis(carried.unwrap_or_default().saturating_sub(created + 1000));
+        if ahead.is_zero() { -behind.as_secs_f64() } else { ahead.as_secs_f64() }
+    });
+    off.max_by(|a, b| a.abs().total_cmp(&b.abs())).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::change::{Event, Image};
+    use crate::item::{Item, Key};
+    use crate::version::{Stamp, Version};
+    use std::time::UNIX_EPOCH;
+
+    /// A record created at so many seconds, with a stamp of so many milliseconds.
+    fn record(created: u64, stamp: Option<u64>) -> Change {
+        let content = Item(std::collections::HashMap::new());
+        let version = |millis| Version::new(Hlc::from_millis(millis), 1);
+        let stamp = stamp.map(|millis| Stamp::of(&content, version(millis)));
+        Change {
+            sequence: SequenceNumber::parse("1").unwrap(),
+            created: UNIX_EPOCH + Duration::from_secs(created),
+            key: Key::new(content.clone()),
+            event: Event::Insert,
+            old: None,
+            new: Some(Image { content, stamp }),
+            by_ttl: false,
+            size: 0,
+        }
+    }
+
+    #[test]
+    fn a_clock_that_is_wrong_is_seen_from_the_records() {
+        let off = |records: &[Change]| skew(records, Duration::from_millis(100_500));
+        let same = |a: f64, b: f64| assert!((a - b).abs() < 1e-9, "{a} is not {b}");
+        same(off(&[]), 0.0);
+        same(off(&[record(100, Some(100_900)), record(90, None)]), 0.0);
+        same(off(&[record(90, None), record(130, None), record(110, None)]), 29.5);
+        same(off(&[record(90, Some(97_500)), record(99, Some(90_000))]), -6.5);
     }
 }

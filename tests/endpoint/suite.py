@@ -16,6 +16,7 @@ from cases import (
     active_active,
     exact_types,
     external_id,
+    group_kinds,
     missing_permission,
     outage,
     replicate,
@@ -36,6 +37,7 @@ CASES = (
     two_workers,
     three_workers,
     outage,
+    group_kinds,
     active_active,
 )
 

@@ -303,6 +303,35 @@ async fn of_writes_that_had_not_seen_each_other_the_last_wins_and_the_others_are
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_journal_can_be_a_file() {
+    let group = Group::new();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("lost.jsonl");
+    let worker = group.start(&format!("conflicts = \"full\"\nconflicts_file = {file:?}")).await;
+    group.sandbox.faults().add(Rule::new(Effect::Unavailable).operation("GetRecords"));
+    for (app, key) in [(0, "k"), (0, "l"), (1, "k"), (1, "l")] {
+        group.apps[app].put(TABLE, key, NAMES[app]).await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    group.sandbox.faults().clear();
+    group.until("k", Some("b")).await;
+    group.until("l", Some("b")).await;
+    group.until_quiet().await;
+    let text = std::fs::read_to_string(&file).unwrap();
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let mut keys: Vec<_> =
+        lines.iter().map(|line| line["key_attributes"]["id"]["S"].as_str().unwrap()).collect();
+    keys.sort_unstable();
+    assert_eq!(keys, ["k", "l"], "{text}");
+    for line in &lines {
+        assert_eq!((&line["loser"]["member"], &line["winner"]["member"]), (&json!("a"), &json!("b")));
+        assert_eq!(line["loser"]["image"]["value"]["S"], "a");
+    }
+    assert!(group.rows("conflict#").is_empty());
+    worker.stop().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_delete_wins_over_older_writes_and_loses_to_newer_ones() {
     let group = Group::new();
     let worker = group.start("conflicts = \"full\"").await;

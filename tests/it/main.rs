@@ -17,6 +17,7 @@ mod groups;
 mod groups_config;
 mod lanes;
 mod leases;
+mod mixed;
 mod model;
 mod operator;
 mod peer;

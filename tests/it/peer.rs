@@ -136,6 +136,19 @@ async fn a_late_put_does_not_bring_a_deleted_item_back() {
     }
 }
 
+/// The condition of a request is made when it is sent. What was written while it was on its way is not in the future.
+#[tokio::test(start_paused = true)]
+async fn a_put_that_was_on_its_way_for_minutes_replaces_nothing() {
+    let parts = parts().await;
+    parts.put("newer", parts.at(0), true).await;
+    // As a worker made it that signed it four minutes ago.
+    parts.clock.set_wrong_by(-240_000);
+    let late = Version::new(Hlc::from_millis(parts.clock.millis()), 0);
+    assert_eq!(parts.put("late", late, false).await, Outcome::Superseded);
+    assert_eq!(parts.delete(late).await, Outcome::Superseded);
+    assert_eq!(parts.value().unwrap(), "newer");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_creation_whose_check_never_came_is_checked_by_the_replay() {
     let parts = parts().await;
@@ -259,9 +272,15 @@ async fn a_lease_is_fenced_and_its_positions_never_go_back() {
     assert!(two.take(&lease()).await.unwrap().is_none(), "what it saw is not true any more");
     held.checkpoint(&position("10", 100)).await.unwrap();
     assert_eq!(held.checkpoint(&position("9", 90)).await, Err(HeldError::Lost));
+    let mut done = position("10", 100);
+    done.values_mut().for_each(|peer| peer.done = true);
+    held.checkpoint(&done).await.unwrap();
+    held.checkpoint(&done).await.unwrap();
+    // Sent before, and held back by the network.
+    assert_eq!(held.checkpoint(&position("10", 100)).await, Err(HeldError::Lost));
     // A checkpoint of the old owner after the lease was taken from it.
     let (new, row) = two.take(&row).await.unwrap().unwrap();
-    assert_eq!(row.peers, position("10", 100));
+    assert_eq!(row.peers, done);
     assert_eq!(held.checkpoint(&position("20", 200)).await, Err(HeldError::Lost));
     assert_eq!(held.release().await, Err(HeldError::Lost));
     new.checkpoint(&position("11", 110)).await.unwrap();

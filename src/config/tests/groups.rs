@@ -27,7 +27,12 @@ fn route(name: &str, from: &str, to: &str) -> String {
 fn a_group_becomes_a_route_from_each_member_to_all_others() {
     let text = among(&(group("g", r#""c", "a", "b""#) + &route("out", "a", "d")));
     let config = parse(&text).unwrap();
-    let expected = Group { name: "g".to_owned(), members: vec![2, 0, 1], conflicts: Conflicts::Sampled };
+    let expected = Group {
+        name: "g".to_owned(),
+        members: vec![2, 0, 1],
+        conflicts: Conflicts::Sampled,
+        conflicts_file: None,
+    };
     assert_eq!(config.groups, [expected]);
     let edges: Vec<_> =
         config.routes.iter().map(|r| (r.name.as_str(), r.from, r.to.as_slice(), r.group)).collect();
@@ -50,6 +55,7 @@ fn a_group_becomes_a_route_from_each_member_to_all_others() {
 #[test]
 fn what_a_group_is_told_holds_for_each_of_its_routes() {
     let told = r#"conflicts = "full"
+conflicts_file = "/var/log/lost.jsonl"
 ttl_deletes = true
 stamp = "seen"
 start = "latest"
@@ -62,6 +68,7 @@ max_deletes = 9
     let text = among(&(group("g", r#""a", "b", "c""#) + told));
     let config = parse(&text).unwrap();
     assert_eq!(config.groups[0].conflicts, Conflicts::Full);
+    assert_eq!(config.groups[0].conflicts_file.as_deref(), Some("/var/log/lost.jsonl".as_ref()));
     for route in &config.routes {
         let Route { ttl_deletes, stamp, start, on_gap, max_clock_drift, guard, .. } = route;
         assert_eq!((*ttl_deletes, stamp.as_str(), *start), (true, "seen", Start::Latest));
@@ -82,7 +89,7 @@ fn the_values_of_a_group_keep_to_their_rules() {
         &[
             "f.toml:20:8: \"name\" must be 1 to 64 letters, digits, \"-\", \"_\" or \".\", not \"g/h\"",
             "f.toml:22:13: \"conflicts\" must be \"off\", \"sampled\" or \"full\", not \"some\"",
-            "f.toml:23:1: unknown key \"to\" in [[group]]; the keys here are conflicts, guard, max_clock_drift, max_writes_per_second, members, name, on_gap, stamp, start, ttl_deletes",
+            "f.toml:23:1: unknown key \"to\" in [[group]]; the keys here are conflicts, conflicts_file, guard, max_clock_drift, max_writes_per_second, members, name, on_gap, stamp, start, ttl_deletes",
             "f.toml:24:9: missing key \"max_deletes\" in [group.guard]; or \"max_delete_share\": a guard needs something to guard against",
         ],
     );

@@ -73,6 +73,7 @@ fn line() -> impl Strategy<Value = String> {
         "to",
         "members",
         "conflicts",
+        "conflicts_file",
         "stamp",
         "start",
         "grace",
@@ -265,7 +266,7 @@ fn members_routes_and_groups() -> impl Strategy<Value = (Vec<Member>, Vec<Route>
         let groups: Vec<_> = (groups.into_iter())
             .map(|size| {
                 first += size;
-                (route(), Just((first - size..first).collect::<Vec<_>>()).prop_shuffle(), conflicts())
+                (route(), Just((first - size..first).collect::<Vec<_>>()).prop_shuffle(), conflicts(), file())
             })
             .collect();
         (members, routes, groups, ".{1,60}").prop_map(|(members, routes, drafts, stamp)| {
@@ -280,7 +281,7 @@ fn members_routes_and_groups() -> impl Strategy<Value = (Vec<Member>, Vec<Route>
                 })
                 .collect();
             let mut groups = Vec::new();
-            for (index, (route, seated, conflicts)) in drafts.into_iter().enumerate() {
+            for (index, (route, seated, conflicts, conflicts_file)) in drafts.into_iter().enumerate() {
                 let name = format!("{}.{index}", route.name);
                 for from in &seated {
                     // The rate is for the group's first member.
@@ -295,11 +296,15 @@ fn members_routes_and_groups() -> impl Strategy<Value = (Vec<Member>, Vec<Route>
                         ..route.clone()
                     });
                 }
-                groups.push(Group { name, members: seated, conflicts });
+                groups.push(Group { name, members: seated, conflicts, conflicts_file });
             }
             (members, routes, groups)
         })
     })
+}
+
+fn file() -> impl Strategy<Value = Option<std::path::PathBuf>> {
+    prop::option::of("[^\0]{1,60}").prop_map(|file| file.map(Into::into))
 }
 
 fn conflicts() -> impl Strategy<Value = Conflicts> {
@@ -382,6 +387,9 @@ fn render(config: &Config) -> String {
         let (group_is, members) = (quote(&group.name), names(&group.members));
         let _ =
             writeln!(text, "[[group]]\nname = {group_is}\nmembers = [{members}]\nconflicts = {conflicts:?}");
+        if let Some(file) = &group.conflicts_file {
+            let _ = writeln!(text, "conflicts_file = {}", quote(&file.display().to_string()));
+        }
         let routes = || config.routes.iter().filter(|route| route.group == Some(index));
         let rates = routes().flat_map(|route| &route.max_writes).map(|(peer, rate)| (name(peer), *rate));
         render_settings(&mut text, routes().next().unwrap(), rates.collect(), "[group.guard]");

@@ -29,6 +29,13 @@ struct Advance {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+struct StreamClock {
+    table: String,
+    off_ms: i64,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct NewUser {
     account: String,
     name: String,
@@ -87,6 +94,11 @@ fn perform(sandbox: &Sandbox, method: &str, path: &str, body: &[u8]) -> ApiResul
                 .map_err(|error| ApiError::validation(format!("seconds: {error}")))?;
             sandbox.advance(by);
             Ok(json!({"now_ms": sandbox.clock().now_ms()}))
+        }
+        ("POST", "stream-clock") => {
+            let StreamClock { table, off_ms } = read(body)?;
+            sandbox.set_stream_clock(&table, off_ms)?;
+            Ok(done)
         }
         ("POST", "sweep-ttl") => Ok(json!({"deleted": sandbox.sweep_ttl()?})),
         ("POST", "shards") => Ok(json!(sandbox.shards(&read::<OnTable>(body)?.table)?)),

@@ -44,6 +44,7 @@ impl Region {
             keys: key_names(&description["KeySchema"]),
             latest_stream: None,
             captures: false,
+            clock_off_ms: 0,
             policy: None,
         };
         self.tables.insert(name.clone(), table);

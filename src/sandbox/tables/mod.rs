@@ -56,6 +56,8 @@ pub struct Table {
     pub latest_stream: Option<String>,
     /// Whether that stream captures.
     pub captures: bool,
+    /// How wrong the clock is by which its stream tells creation times.
+    pub clock_off_ms: i64,
     /// Its resource policy.
     pub policy: Option<ResourcePolicy>,
 }
@@ -147,11 +149,12 @@ impl Region {
 
     /// Puts one change into the table's stream; nothing when the stream is off or nothing changed.
     fn capture(&mut self, table: &str, old: Option<&Item>, new: Option<&Item>, by_ttl: bool) {
-        let Some(Table { keys, latest_stream: Some(stream), captures: true, .. }) = self.tables.get(table)
+        let Some(Table { keys, latest_stream: Some(stream), captures: true, clock_off_ms, .. }) =
+            self.tables.get(table)
         else {
             return;
         };
-        let Some(stream) = self.streams.get_mut(stream) else { return };
+        let (clock_off_ms, Some(stream)) = (*clock_off_ms, self.streams.get_mut(stream)) else { return };
         let render = |item: &Item| {
             let mut out = Vec::with_capacity(256);
             render_item(item, &mut out);
@@ -182,7 +185,7 @@ impl Region {
              \"ApproximateCreationDateTime\":{},\"Keys\":",
             chance.hex(16),
             self.name,
-            at_ms / 1000,
+            at_ms.saturating_add_signed(clock_off_ms) / 1000,
         );
         let images_len = old_json.as_ref().map_or(0, Vec::len) + new_json.as_ref().map_or(0, Vec::len);
         let mut json = Vec::with_capacity(RECORD_FRAME + partition.len() + images_len);
@@ -207,6 +210,17 @@ impl Region {
         json.extend_from_slice(tail.as_bytes());
         // Kept for a day: without what was reserved and not used.
         shard.push(Record { sequence, at_ms, size, json: Bytes::from(json.into_boxed_slice()) });
+    }
+
+    /// Makes the clock that a table's stream tells creation times by wrong by so many milliseconds. Nothing else
+    /// goes by it.
+    ///
+    /// # Errors
+    /// When there is no such table.
+    pub fn set_stream_clock(&mut self, table: &str, off_ms: i64) -> ApiResult<()> {
+        let found = self.tables.get_mut(table);
+        found.ok_or_else(|| ApiError::not_found(format!("no table {table}")))?.clock_off_ms = off_ms;
+        Ok(())
     }
 
     fn latest_stream_mut(&mut self, table: &str) -> ApiResult<&mut Stream> {

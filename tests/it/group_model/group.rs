@@ -24,6 +24,12 @@ pub(super) struct Group<const N: usize> {
     /// How often a clock may be set, forward or back, to a reading below this.
     pub(super) settings: u8,
     pub(super) readings: u8,
+    /// What the workers' clocks say in the beginning.
+    pub(super) now: u8,
+    /// How often all clocks go on; where a lane waits for that, they always do.
+    pub(super) ticks: u8,
+    /// Whether requests arrive before the clocks have gone on by half of the drift.
+    pub(super) prompt: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -50,7 +56,12 @@ pub(super) enum Action {
         late: bool,
     },
     Arrives(u8),
+    /// All clocks go on.
+    Tick,
 }
+
+/// So much.
+const TICK: u8 = 2;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Write {
@@ -77,21 +88,38 @@ impl<const N: usize> Group<N> {
     }
 
     /// What a lane begins a record with.
-    fn begin(&self, from: u8, to: u8, record: &Record) -> Option<Step> {
+    pub(super) fn begin(&self, now: u8, from: u8, to: u8, record: &Record) -> Option<Step> {
         let version = Version { hlc: record.hlc, member: from };
         let rules = &self.rules;
         match rules.kind(record) {
-            Kind::Written(new, _) => Some(Step::Send(Request::Put { at: to, content: new.content, version })),
+            // What gives out a new version; to hold the rest back would only be slower.
+            Kind::Written(..) | Kind::Created(..) | Kind::Deleted if !rules.due(version, now) => {
+                Some(Step::Wait)
+            }
+            Kind::Written(new, _) => Some(self.put(now, to, new.content, version)),
             Kind::Created(..) => Some(Step::Ask),
             Kind::Deleted => Some(Step::Send(Request::Raise(version))),
             Kind::Echo => None,
-            Kind::EchoOver(version) => {
-                (rules.repair && Self::duty(from, version) == to).then_some(Step::Read { above: version })
-            }
+            Kind::EchoOver(version) => (rules.repair && Self::duty(from, version) == to)
+                .then_some(Step::Read { least: version.next() }),
             Kind::EchoCreated(version) => {
                 (rules.creation && Self::duty(from, version) == to).then_some(Step::Check(version))
             }
         }
+    }
+
+    /// The stamp that this lane replaces by the write's own, at the member where it was written.
+    pub(super) fn stale(&self, from: u8, to: u8, record: &Record) -> Option<Stamp> {
+        match self.rules.kind(record) {
+            Kind::Written(_, stale) | Kind::Created(_, stale) => {
+                stale.filter(|stale| self.rules.restamp && Self::duty(from, stale.version) == to)
+            }
+            _ => None,
+        }
+    }
+
+    fn put(&self, now: u8, at: u8, content: u8, version: Version) -> Step {
+        Step::Send(Request::Put { at, content, version, ceiling: self.rules.ceiling(version, now) })
     }
 
     /// Takes a lane's step; what follows it for the same record.
@@ -100,51 +128,52 @@ impl<const N: usize> Group<N> {
         let at = state.lanes[usize::from(from)][usize::from(to)].at;
         let record = *state.members[usize::from(from)].record(at)?;
         let version = Version { hlc: record.hlc, member: from };
+        let now = state.now;
         match step {
+            Step::Wait => Some(step),
             Step::Ask => Some(match (state.ledger, record.new) {
                 (Some(tombstone), _) if tombstone > version => Step::Look { at: from, version: tombstone },
-                (_, new) => Step::Send(Request::Put { at: to, content: new?.content, version }),
+                (_, new) => self.put(now, to, new?.content, version),
             }),
             Step::Check(echo) => {
                 let tombstone = state.ledger.filter(|tombstone| *tombstone > echo)?;
                 Some(Step::Look { at: from, version: tombstone })
             }
-            Step::Read { above } => {
+            Step::Read { least } => {
                 let found = item(to).filter(|item| item.clean() && !item.marked())?;
-                let version = found.version().filter(|version| *version > above)?;
-                Some(Step::Send(Request::Put { at: from, content: found.content, version }))
+                let version = found.version().filter(|version| *version >= least)?;
+                Some(self.put(now, from, found.content, version))
             }
             Step::Look { at, version } => {
                 let found = item(at)?;
+                let stamp = Stamp { version, marked: true, digest: found.content };
+                let mark = |seen| Step::Send(Request::Mark { at, seen, stamp });
                 match found.stamp {
                     Some(stamp) if stamp.version == version && stamp.marked => {
                         Some(Step::Send(Request::Delete { at, stamp }))
                     }
-                    Some(stamp) if stamp.version >= version => None,
-                    seen => {
-                        let stamp = Stamp { version, marked: true, digest: found.content };
-                        Some(Step::Send(Request::Mark { at, seen, stamp }))
+                    Some(stamp) if stamp.version >= version => {
+                        (stamp.version.hlc > self.rules.ceiling(version, now)).then(|| mark(Some(stamp)))
                     }
+                    seen => Some(mark(seen)),
                 }
             }
             Step::Send(request) => {
                 let done = state.send(&self.rules, request);
                 match request {
                     Request::Raise(version) => Some(Step::Look { at: to, version }),
-                    Request::Put { at, .. } => match self.rules.kind(&record) {
-                        Kind::Written(new, Some(stale)) | Kind::Created(new, Some(stale))
-                            if self.rules.restamp && at == to && Self::duty(from, stale.version) == to =>
-                        {
-                            let content = new.content;
-                            Some(Step::Send(Request::Restamp { at: from, stale, content, version }))
-                        }
-                        _ => None,
-                    },
+                    Request::Put { at, .. } if at == to => {
+                        let (stale, content) = (self.stale(from, to, &record)?, record.new?.content);
+                        Some(Step::Send(Request::Restamp { at: from, stale, content, version }))
+                    }
+                    Request::Put { .. } => None,
                     Request::Mark { at, stamp, .. } if done => {
                         Some(Step::Send(Request::Delete { at, stamp }))
                     }
                     Request::Mark { at, stamp, .. } => Some(Step::Look { at, version: stamp.version }),
-                    Request::Restamp { stale, .. } if !done => Some(Step::Read { above: stale.version }),
+                    Request::Restamp { version, .. } if !done => {
+                        Some(Step::Read { least: if self.rules.itself { version } else { version.next() } })
+                    }
                     Request::Restamp { .. } | Request::Delete { .. } => None,
                 }
             }
@@ -156,13 +185,13 @@ impl<const N: usize> Group<N> {
     fn settle(&self, state: &mut State<N>) {
         for from in 0..N {
             for to in (0..N).filter(|to| *to != from) {
-                while state.lanes[from][to].step.is_none() {
+                while state.lanes[from][to].step.is_none_or(|step| step == Step::Wait) {
                     let lane = &state.lanes[from][to];
                     let Some(record) = state.members[from].record(lane.at).copied() else { break };
                     let hlc = record.fold(lane.hlc);
                     let version = |hlc| Version { hlc, member: from as u8 }.real();
                     state.expect(invariants::one_version_per_record(version(record.hlc), version(hlc)));
-                    let step = self.begin(from as u8, to as u8, &record);
+                    let step = self.begin(state.now, from as u8, to as u8, &record);
                     let sent_on = matches!(
                         self.rules.kind(&record),
                         Kind::Written(..) | Kind::Created(..) | Kind::Deleted
@@ -170,8 +199,9 @@ impl<const N: usize> Group<N> {
                     state.expect(invariants::no_echo(u64::from(record.ours && sent_on)));
                     let lane = &mut state.lanes[from][to];
                     lane.step = step;
-                    if step.is_none() {
-                        (lane.at, lane.hlc) = (lane.at + 1, hlc);
+                    match step {
+                        None => (lane.at, lane.hlc) = (lane.at + 1, hlc),
+                        Some(_) => break,
                     }
                 }
             }
@@ -204,7 +234,7 @@ impl<const N: usize> Group<N> {
             // Nobody will put it back.
             (member.read, member.reads) = (None, self.reads);
         }
-        (new != member.item).then(|| state.change(at, new, false))
+        (new != member.item).then(|| state.change(&self.rules, at, new, false))
     }
 
     fn writes(&self, member: &Member, number: u8) -> Vec<Write> {
@@ -250,7 +280,8 @@ impl<const N: usize> Model for Group<N> {
         let lanes = std::array::from_fn(|_| std::array::from_fn(|_| lane()));
         let last = self.item.then_some((version, Some(0)));
         let (late, replays, settings) = (Vec::new(), 0, 0);
-        vec![State { members, lanes, ledger: None, late, replays, settings, last, broken: None }]
+        let (now, disbelieved, ledger, broken) = (self.now, false, None, None);
+        vec![State { members, lanes, ledger, late, replays, settings, now, disbelieved, last, broken }]
     }
 
     fn actions(&self, state: &State<N>, actions: &mut Vec<Action>) {
@@ -262,13 +293,15 @@ impl<const N: usize> Model for Group<N> {
                     member.item.is_some_and(|item| item.stamp.is_some() && Some(item) != member.read);
                 actions.extend((stamped && member.reads < self.reads).then_some(Action::Read(number)));
                 if state.settings < self.settings {
-                    let clocks = (0..self.readings).filter(|to| *to != member.clock);
+                    let slowest = state.now.saturating_sub(self.rules.drift / 2);
+                    let clocks = (slowest..self.readings).filter(|to| *to != member.clock);
                     actions.extend(clocks.map(|to| Action::Clock { member: number, to }));
                 }
             }
             for (to, lane) in (0..).zip(&state.lanes[usize::from(number)]) {
                 let under_way = matches!(lane.step, Some(Step::Send(_)));
-                actions.extend(lane.step.map(|_| Action::Lane { from: number, to }));
+                let goes_on = lane.step.is_some_and(|step| step != Step::Wait);
+                actions.extend(goes_on.then_some(Action::Lane { from: number, to }));
                 if to != number && state.replays < self.replays {
                     let replay = |at, late| Action::Replay { from: number, to, at, late };
                     actions.extend((member.trimmed.0..lane.at).map(|at| replay(at, false)));
@@ -282,6 +315,11 @@ impl<const N: usize> Model for Group<N> {
             }
         }
         actions.extend((0..state.late.len()).map(|number| Action::Arrives(number as u8)));
+        let ticks = (state.now - self.now) / TICK < self.ticks;
+        let waits = state.under_way(|_, step| step == Step::Wait);
+        if (ticks || waits) && (!self.prompt || state.prompt(&self.rules, TICK)) {
+            actions.push(Action::Tick);
+        }
     }
 
     fn next_state(&self, before: &State<N>, action: Action) -> Option<State<N>> {
@@ -318,6 +356,10 @@ impl<const N: usize> Model for Group<N> {
             Action::Arrives(number) => {
                 let request = state.late.remove(usize::from(number));
                 state.send(&self.rules, request);
+            }
+            Action::Tick => {
+                state.now += TICK;
+                state.members.iter_mut().for_each(|member| member.clock += TICK);
             }
         }
         self.settle(&mut state);
@@ -367,6 +409,7 @@ impl<const N: usize> Model for Group<N> {
             Property::always(ENDS, |_, state: &State<N>| {
                 state.members.iter().all(|member| member.length() < ENDLESS)
             }),
+            Property::always(BELIEVED, |_, state: &State<N>| !state.disbelieved),
             Property::sometimes(REPAIRED, |_, state: &State<N>| {
                 state
                     .under_way(|from, step| matches!(step, Step::Send(Request::Put { at, .. }) if at == from))
@@ -377,6 +420,7 @@ impl<const N: usize> Model for Group<N> {
             Property::sometimes(RESTAMPED, |_, state: &State<N>| {
                 state.under_way(|_, step| matches!(step, Step::Send(Request::Restamp { .. })))
             }),
+            Property::sometimes(HELD, |_, state: &State<N>| state.under_way(|_, step| step == Step::Wait)),
             Property::sometimes(LATE, |_, state: &State<N>| {
                 state.late.iter().any(|request| state.clone().send(&Rules::ALL, *request))
             }),
@@ -392,6 +436,8 @@ pub(super) const VERSIONS: &str = Invariant::VersionsNeverFall.name();
 pub(super) const NO_ECHO: &str = Invariant::NoEcho.name();
 pub(super) const ONE_VERSION: &str = Invariant::OneVersionPerRecord.name();
 pub(super) const ENDS: &str = "every group comes to rest";
+pub(super) const BELIEVED: &str = "every stamp of ours is believed";
+pub(super) const HELD: &str = "a version from the future is held back";
 pub(super) const REPAIRED: &str = "a peer's item comes back";
 pub(super) const OUTLIVED: &str = "a delete wins over a creation";
 pub(super) const RESTAMPED: &str = "an application's write gets a new stamp";

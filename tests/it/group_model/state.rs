@@ -13,6 +13,10 @@ pub(super) struct State<const N: usize> {
     pub(super) late: Vec<Request>,
     pub(super) replays: u8,
     pub(super) settings: u8,
+    /// What the workers' clocks say.
+    pub(super) now: u8,
+    /// A stamp of ours was not believed.
+    pub(super) disbelieved: bool,
     /// The highest version that an application's write was given, and what it left.
     pub(super) last: Option<(Version, Option<u8>)>,
     /// The first invariant that a single step broke.
@@ -47,13 +51,15 @@ pub(super) struct Lane {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Step {
+    /// Nothing yet: the record's version is too far ahead of the worker's clock.
+    Wait,
     /// Read the ledger for an application's creation.
     Ask,
     /// Read the ledger for a creation of ours.
     Check(Version),
-    /// Read the peer's item, which may have to come back.
+    /// Read the peer's item, which comes back when it has this version or a higher one.
     Read {
-        above: Version,
+        least: Version,
     },
     /// Read the item that is to be deleted.
     Look {
@@ -66,10 +72,27 @@ pub(super) enum Step {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Request {
     Raise(Version),
-    Put { at: u8, content: u8, version: Version },
+    Put { at: u8, content: u8, version: Version, ceiling: u8 },
     Mark { at: u8, seen: Option<Stamp>, stamp: Stamp },
     Delete { at: u8, stamp: Stamp },
     Restamp { at: u8, stale: Stamp, content: u8, version: Version },
+}
+
+impl Record {
+    /// What a change of a member's item comes to in its stream. What is not believed is not seen.
+    pub(super) fn of(
+        rules: &Rules,
+        member: &Member,
+        old: Option<Item>,
+        new: Option<Item>,
+        ours: bool,
+    ) -> Self {
+        let created = member.clock;
+        let believed = |stamp: &Stamp| stamp.version.hlc <= created.saturating_add(rules.drift);
+        let seen = |item: Item| Item { stamp: item.stamp.filter(believed), ..item };
+        let record = Self { old: old.map(seen), new: new.map(seen), created, ours, hlc: 0 };
+        Self { hlc: record.fold(member.hlc), ..record }
+    }
 }
 
 impl Member {
@@ -99,14 +122,14 @@ impl<const N: usize> State<N> {
     }
 
     /// What a write makes of a member's item. One that changes nothing leaves no record.
-    pub(super) fn change(&mut self, at: u8, new: Option<Item>, ours: bool) {
+    pub(super) fn change(&mut self, rules: &Rules, at: u8, new: Option<Item>, ours: bool) {
         let member = &mut self.members[usize::from(at)];
         let old = std::mem::replace(&mut member.item, new);
         if old == new {
             return;
         }
-        let mut record = Record { old, new, created: member.clock, ours, hlc: 0 };
-        record.hlc = record.fold(member.hlc);
+        let record = Record::of(rules, member, old, new, ours);
+        self.disbelieved |= (record.old, record.new) != (old, new);
         member.hlc = record.hlc;
         member.stream.push(record);
         if ours {
@@ -131,8 +154,9 @@ impl<const N: usize> State<N> {
                 }
                 return true;
             }
-            Request::Put { at, content, version } => {
-                if item(at).and_then(Item::version) >= Some(version) {
+            Request::Put { at, content, version, ceiling } => {
+                let found = item(at).and_then(Item::version).filter(|found| found.hlc <= ceiling);
+                if found >= Some(version) {
                     return false;
                 }
                 (at, Some(Item { content, stamp: Some(Stamp { version, marked: false, digest: content }) }))
@@ -154,13 +178,30 @@ impl<const N: usize> State<N> {
                 _ => return false,
             },
         };
-        self.change(at, new, true);
+        self.change(rules, at, new, true);
         true
     }
 
     /// Whether all lanes are at the end and nothing is under way.
     pub(super) fn quiet(&self) -> bool {
         self.late.is_empty() && self.lanes.iter().flatten().all(|lane| lane.step.is_none())
+    }
+
+    /// Puts that have not arrived, with what they may replace.
+    fn ceilings(&self) -> impl Iterator<Item = u8> {
+        let steps = self.lanes.iter().flatten().filter_map(|lane| lane.step);
+        let sent = steps.filter_map(|step| if let Step::Send(request) = step { Some(request) } else { None });
+        sent.chain(self.late.iter().copied()).filter_map(|request| match request {
+            Request::Put { ceiling, .. } => Some(ceiling),
+            _ => None,
+        })
+    }
+
+    /// Whether the clocks may go on by so much before what is under way has arrived: until then nothing is written
+    /// that it would take for a stamp from the future.
+    pub(super) fn prompt(&self, rules: &Rules, tick: u8) -> bool {
+        let written = self.now.saturating_add(tick).saturating_add(rules.drift / 2);
+        self.ceilings().all(|ceiling| written <= ceiling)
     }
 
     pub(super) fn under_way(&self, which: impl Fn(u8, Step) -> bool) -> bool {

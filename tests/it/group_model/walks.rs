@@ -39,6 +39,7 @@ impl<const N: usize> Moods<N> {
             Action::Clock { member, .. } => (3, member, 0),
             Action::Replay { from, to, .. } => (4, from, to),
             Action::Arrives(_) => (5, 0, 0),
+            Action::Tick => (6, 0, 0),
         };
         let weight = |kind: (u8, u8, u8)| match kind {
             (0, from, to) => 10 * self.lanes[usize::from(from)][usize::from(to)],
@@ -66,27 +67,45 @@ fn broken<const N: usize>(model: &Group<N>, state: &State<N>) -> Option<&'static
     model.properties().into_iter().find(broken).map(|property| property.name)
 }
 
-/// One walk, to the end of everything. Its length.
-pub(super) fn walk<const N: usize>(model: &Group<N>, seed: u64) -> Result<usize, Fault> {
+/// One walk, to the end of everything, or until `see` has seen enough of the states before and after an action. What
+/// was taken.
+pub(super) fn wander<const N: usize>(
+    model: &Group<N>,
+    seed: u64,
+    mut see: impl FnMut(&State<N>, &State<N>) -> bool,
+) -> Vec<Action> {
     let mut rng = StdRng::seed_from_u64(seed);
     let moods = Moods::<N>::draw(&mut rng);
     let mut state = model.init_states().remove(0);
     let mut taken = Vec::new();
     loop {
-        if let Some(property) = broken(model, &state) {
-            return Err(Fault { property, actions: shrink(model, taken) });
-        }
         let mut actions = Vec::new();
         model.actions(&state, &mut actions);
         let rests = state.quiet() && state.members.iter().all(|member| member.writes == 0);
-        if actions.is_empty() || (rests && rng.random_bool(0.3)) {
-            return Ok(taken.len());
+        if actions.is_empty() || (rests && rng.random_bool(0.3)) || !model.within_boundary(&state) {
+            return taken;
         }
         let action = moods.choose(&mut rng, &actions);
         if let Some(next) = model.next_state(&state, action) {
-            state = next;
             taken.push(action);
+            if see(&state, &next) {
+                return taken;
+            }
+            state = next;
         }
+    }
+}
+
+/// One walk in which the properties hold. Its length.
+pub(super) fn walk<const N: usize>(model: &Group<N>, seed: u64) -> Result<usize, Fault> {
+    let mut property = None;
+    let taken = wander(model, seed, |_, after| {
+        property = broken(model, after);
+        property.is_some()
+    });
+    match property {
+        Some(property) => Err(Fault { property, actions: shrink(model, taken) }),
+        None => Ok(taken.len()),
     }
 }
 
@@ -112,7 +131,8 @@ fn replay<const N: usize>(model: &Group<N>, actions: &[Action]) -> Option<Vec<Ac
     loop {
         let mut possible = Vec::new();
         model.actions(&state, &mut possible);
-        let rest = |action: &Action| matches!(action, Action::Lane { .. } | Action::Arrives(_));
+        let rest =
+            |action: &Action| matches!(action, Action::Lane { .. } | Action::Arrives(_) | Action::Tick);
         let action = given.find(|action| possible.contains(action));
         let action = action.or_else(|| possible.iter().copied().find(rest))?;
         state = model.next_state(&state, action)?;

@@ -10,6 +10,10 @@ pub(super) struct Version {
 }
 
 impl Version {
+    pub(super) fn next(self) -> Self {
+        Self { member: self.member + 1, ..self }
+    }
+
     /// As the invariants take it.
     pub(super) fn real(self) -> version::Version {
         version::Version::new(Hlc::from_millis(u64::from(self.hlc)), self.member)
@@ -98,8 +102,17 @@ pub(super) struct Rules {
     pub(super) carried: bool,
     /// The new stamp of an item that an application wrote comes with the content that it was made for.
     pub(super) whole: bool,
+    /// Where that new stamp fails, the write itself may have to come back, and not only what is newer: what replaced
+    /// it looked like an echo over a clean item, and nobody else looks after that.
+    pub(super) itself: bool,
     /// Our own writes are known from applications'.
     pub(super) echoes: bool,
+    /// How far ahead of a record's creation a stamp is believed.
+    pub(super) drift: u8,
+    /// What is further ahead of the worker's clock than half of that is held back.
+    pub(super) held: bool,
+    /// What is not believed may be replaced.
+    pub(super) ceiling: bool,
 }
 
 impl Rules {
@@ -112,8 +125,22 @@ impl Rules {
         unchanged: true,
         carried: true,
         whole: true,
+        itself: true,
         echoes: true,
+        drift: u8::MAX,
+        held: true,
+        ceiling: true,
     };
+
+    /// A worker whose clock shows this may write this version.
+    pub(super) fn due(&self, version: Version, now: u8) -> bool {
+        !self.held || version.hlc <= now.saturating_add(self.drift / 2)
+    }
+
+    /// What an item has above this may be replaced by this version.
+    pub(super) fn ceiling(&self, version: Version, now: u8) -> u8 {
+        if self.ceiling { version.hlc.max(now).saturating_add(self.drift) } else { u8::MAX }
+    }
 }
 
 /// What a record is taken for.

@@ -41,6 +41,8 @@ pub(super) enum Sabotage {
     Repair,
     /// The first step of a delete does not mark the item, so that its removal looks like an application's.
     Marks,
+    /// What an application left with a stamp that it must not keep is not stamped anew.
+    NewStamps,
 }
 
 type Answer = Result<HttpResponse, ConnectorError>;
@@ -209,6 +211,12 @@ impl Sabotage {
                 let number = seen.table().split(':').nth(4).and_then(|account| account.parse::<u64>().ok());
                 let stamp = stamp(&seen.body["Item"]["shardwalker"]);
                 stamp.is_some_and(|stamp| number == Some(111_111_111_110 + u64::from(stamp.version.member)))
+            }
+            // The one put that waits for a certain stamp.
+            Self::NewStamps => {
+                let seen = stamp(&seen.body["ExpressionAttributeValues"][":seen"])
+                    .filter(|_| seen.operation == "PutItem");
+                seen.is_some()
             }
             _ => false,
         }

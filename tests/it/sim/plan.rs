@@ -37,6 +37,8 @@ pub(super) struct Plan {
     pub(super) faults: Vec<Rule>,
     pub(super) weather: Weather,
     pub(super) network: Delays,
+    /// How wrong the clocks of the sources' streams are, in seconds.
+    pub(super) stream_clocks: Vec<i64>,
 }
 
 /// One thing that happens.
@@ -164,9 +166,10 @@ impl Plan {
         }
         // Stable: what has the same time stays in the order in which it was drawn.
         events.sort_by_key(|(at, _)| *at);
-        Self {
+        let mut plan = Self {
             seed,
             world,
+            stream_clocks: vec![0; routes.len()],
             routes,
             workers,
             shards: draw.random_range(1..=3),
@@ -180,7 +183,11 @@ impl Plan {
                 slow: *[0.0, 0.01, 0.05].choose(draw).unwrap(),
                 held: *[0.0, 0.005, 0.02].choose(draw).unwrap(),
             },
+        };
+        if world == World::Group && draw.random_ratio(1, 4) {
+            plan.set_wrong(draw);
         }
+        plan
     }
 }
 
@@ -199,6 +206,20 @@ impl Plan {
             faults: Vec::new(),
             weather: Weather::default(),
             network: Delays { usual_ms: 50, slow: 0.0, held: 0.0 },
+            stream_clocks: vec![0; 2],
+        }
+    }
+
+    /// Members' clocks are wrong: ahead by anything; behind, together with what workers' are ahead, by less than half
+    /// the drift that is believed.
+    fn set_wrong(&mut self, draw: &mut StdRng) {
+        for clock in &mut self.stream_clocks {
+            *clock = *[0, 0, -12, 20, 90, 240].choose(draw).unwrap();
+        }
+        for (_, event) in &mut self.events {
+            if let Event::Start { skew, .. } | Event::Step { skew, .. } = event {
+                *skew /= 4;
+            }
         }
     }
 

@@ -128,7 +128,7 @@ impl Stage {
         };
         let judge: Arc<Mutex<dyn Judge>> = match plan.world {
             World::Routes => Arc::new(Mutex::new(OneWay::new(court, &sources, &peers))),
-            World::Group => Arc::new(Mutex::new(Group::new(court, &sources, &peers))),
+            World::Group => Arc::new(Mutex::new(Group::new(court, &sources, &peers, &plan.stream_clocks))),
         };
         let door = sandbox.http_client();
         let network = Network::new(plan.seed, door, plan.network, Arc::clone(&judge), sabotage);
@@ -151,6 +151,9 @@ impl Stage {
             starts: 0,
             _network: tasks,
         };
+        for (source, wrong_by) in stage.sources.iter().zip(&stage.plan.stream_clocks) {
+            stage.sandbox.set_stream_clock(source, wrong_by * 1000).unwrap();
+        }
         stage.sandbox.faults().set_weather(stage.plan.weather);
         stage.set_faults();
         stage
@@ -437,7 +440,7 @@ fn members(sandbox: &Sandbox, count: usize) -> Tables {
     (all.iter().map(|(_, table)| table.clone()).collect(), all.iter().map(others).collect())
 }
 
-fn allow(sandbox: &Sandbox, arn: &str) {
+pub(super) fn allow(sandbox: &Sandbox, arn: &str) {
     let policy = serde_json::json!({ "Version": "2012-10-17", "Statement": [
         { "Effect": "Allow", "Principal": { "AWS": HOME }, "Resource": arn, "Action": "dynamodb:*" },
     ]});

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// How far ahead of a record's creation a stamp is believed: the config's default.
-pub(super) const DRIFT: Duration = Duration::from_secs(60);
+const DRIFT: Duration = Duration::from_secs(60);
 
 /// What a record is of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +48,8 @@ pub(super) struct Stream {
     /// The names of those that it goes to.
     pub(super) peers: Vec<String>,
     pub(super) shards: BTreeMap<String, Shard>,
+    /// How wrong the clock is by which it tells creation times.
+    pub(super) clock_off_ms: i64,
 }
 
 impl Stream {
@@ -58,6 +60,7 @@ impl Stream {
             number: u8::try_from(number).unwrap(),
             peers: peers.iter().map(|(name, _)| name.clone()).collect(),
             shards: BTreeMap::new(),
+            clock_off_ms: 0,
         }
     }
 
@@ -71,7 +74,8 @@ impl Stream {
         stamps: impl IntoIterator<Item = Stamp>,
     ) -> Option<(String, Record)> {
         let created_ms = sandbox.clock().now_ms();
-        let created = Hlc::from_millis(created_ms / 1000 * 1000);
+        let told_ms = created_ms.saturating_add_signed(self.clock_off_ms);
+        let created = Hlc::from_millis(told_ms / 1000 * 1000);
         let shards = sandbox.shards(&self.arn).unwrap();
         for shard in &shards {
             let known = self.shards.entry(shard.id.clone()).or_default();
