@@ -2,12 +2,12 @@
 
 mod bad_days;
 mod choices;
+mod command;
 mod export;
 mod group;
 
 use crate::sandbox_support::s;
-use crate::world::{HOME, PRINCIPAL, SOURCE, STAMP, World, eventually, with};
-use serde_json::json;
+use crate::world::{HOME, SOURCE, STAMP, World, eventually, with};
 use shardwalker::backfill::counts::Fate;
 use shardwalker::backfill::{Backfill, BackfillError, Ended, Picture, Request};
 use shardwalker::config::Config;
@@ -45,18 +45,8 @@ impl Stage {
         stage
     }
 
-    /// What the source's table policy allows, and with Scan what the identity policy of a backfill has.
     fn allow(&self, actions: &[&str]) {
-        let (world, every) = (&self.world, ["dynamodb:*"]);
-        let policy = json!({ "Version": "2012-10-17", "Statement": [
-            { "Effect": "Allow", "Action": every, "Resource": "*" }
-        ]});
-        world.sandbox.user(HOME, "replicator", &policy.to_string()).unwrap();
-        let actions: Vec<String> = actions.iter().map(|action| format!("dynamodb:{action}")).collect();
-        let policy = json!({ "Version": "2012-10-17", "Statement": [
-            { "Effect": "Allow", "Principal": { "AWS": PRINCIPAL }, "Action": actions, "Resource": world.source }
-        ]});
-        world.sandbox.put_resource_policy(&world.source, &policy.to_string()).unwrap();
+        allow(&self.world, actions);
     }
 
     /// So many items that no stream has any more.
@@ -104,6 +94,13 @@ impl Stage {
     async fn service(&self) -> crate::world::Worker {
         self.world.start(self.config()).await
     }
+}
+
+/// What the source's table policy allows; the identity policy allows everything.
+fn allow(world: &World, actions: &[&str]) {
+    world.sandbox.admin(HOME, "replicator").unwrap();
+    let policy = crate::world::resource_policy(&world.source, actions);
+    world.sandbox.put_resource_policy(&world.source, &policy).unwrap();
 }
 
 impl Process {
