@@ -12,6 +12,7 @@
 mod records;
 #[path = "support/settings.rs"]
 mod settings;
+#[expect(dead_code, reason = "the benchmarks share it, and each uses a part")]
 #[path = "support/stage.rs"]
 mod stage;
 #[expect(dead_code, reason = "the benchmarks share it, and each uses a part")]

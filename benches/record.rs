@@ -9,7 +9,6 @@ mod endpoint;
 #[expect(dead_code, reason = "the benchmarks share it, and each uses a part")]
 #[path = "support/records.rs"]
 mod records;
-#[expect(dead_code, reason = "the benchmarks share it, and each uses a part")]
 #[path = "support/settings.rs"]
 mod settings;
 

@@ -28,6 +28,7 @@
 pub mod access;
 pub mod apply;
 pub mod aws;
+pub mod backfill;
 pub mod change;
 pub mod cli;
 pub mod clock;

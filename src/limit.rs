@@ -1,6 +1,6 @@
 //! Rates: a fixed budget of calls, and one that adapts to a peer's throttling.
 //!
-//! [`Rate`] is a token bucket in tokio's time. [`Adaptive`] has no limit but a configured one until the peer
+//! [`Rate`] is a token bucket in tokio's time, for calls or for units. [`Adaptive`] has no limit but a configured one until the peer
 //! throttles; then it falls below what got through and rises again step by step while writes succeed.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -29,15 +29,26 @@ impl Rate {
 
     /// Waits for a turn. A turn that was booked and then dropped is lost.
     pub async fn turn(&self) {
-        let start = lock(&self.bucket).book(Duration::from_secs(1));
+        self.spend(1.0).await;
+    }
+
+    /// Waits until what was spent before is made up for, and spends `amount` turns at once: for what is counted in
+    /// units. What was spent and then dropped is lost.
+    pub async fn spend(&self, amount: f64) {
+        let start = lock(&self.bucket).book(Duration::from_secs(1), amount);
         tokio::time::sleep_until(start).await;
+    }
+
+    /// So much was spent already: whoever is next waits for it.
+    pub fn owe(&self, amount: f64) {
+        lock(&self.bucket).book(Duration::from_secs(1), amount);
     }
 }
 
 impl Bucket {
-    fn book(&mut self, burst: Duration) -> Instant {
+    fn book(&mut self, burst: Duration, amount: f64) -> Instant {
         let now = Instant::now();
-        let step = Duration::from_secs_f64(1.0 / self.per_second);
+        let step = Duration::from_secs_f64(amount / self.per_second);
         let earliest = now.checked_sub(burst.saturating_sub(step)).unwrap_or(now);
         let start = self.next.max(earliest);
         self.next = start + step;
@@ -89,7 +100,7 @@ impl Adaptive {
         if let Some(most) = &self.most {
             most.turn().await;
         }
-        let start = lock(&self.state).bucket.as_mut().map(|bucket| bucket.book(WINDOW));
+        let start = lock(&self.state).bucket.as_mut().map(|bucket| bucket.book(WINDOW, 1.0));
         if let Some(start) = start {
             tokio::time::sleep_until(start).await;
         }
@@ -174,6 +185,16 @@ mod tests {
         }
         let took = begun.elapsed();
         assert!((Duration::from_millis(1900)..Duration::from_millis(2101)).contains(&took), "{took:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_spent_at_once_is_made_up_for_by_the_next() {
+        let (rate, begun) = (Rate::new(10.0), Instant::now());
+        for (amount, at) in [(128.0, 0.0), (2.0, 12.8), (0.5, 13.0), (1.0, 13.05)] {
+            rate.spend(amount).await;
+            let now = begun.elapsed().as_secs_f64();
+            assert!((now - at).abs() < 0.01, "{amount} at {now}, expected at {at}");
+        }
     }
 
     /// A peer that takes `capacity` writes a second and throttles the rest, asked for `seconds`.

@@ -3,6 +3,7 @@
 //! Exit codes: 0 done; 1 finished and found something (a bad config, a missing permission, differences);
 //! 2 failed.
 
+mod backfill;
 mod check;
 mod conflicts;
 mod dead_letters;
@@ -56,6 +57,8 @@ enum Command {
     Policy(Box<policy::Args>),
     /// Ask a worker on this machine how it is: its exit code is that of a health check
     Health(health::Args),
+    /// Copy what a route's source holds to its peers, while the service streams
+    Backfill(backfill::Args),
     /// Show what all workers do, how far each peer is, and what needs an operator
     Status(status::Args),
     /// Pause a route, or one of its peers, in all workers
@@ -130,6 +133,7 @@ pub fn main() -> ExitCode {
             Command::Check(args) => check::run(args).await,
             Command::Health(args) => health::run(&args),
             Command::Policy(args) => policy::run(&args),
+            Command::Backfill(args) => Box::pin(backfill::run(args)).await,
             Command::Status(args) => Box::pin(status::run(args)).await,
             Command::Pause(args) => pause::pause(args).await,
             Command::Resume(args) => pause::resume(args).await,

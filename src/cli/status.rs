@@ -18,7 +18,7 @@ pub(super) struct Args {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// Wait until every peer has all that was written before, then print; exit with 1 when that takes too long
+    /// Wait for this, then print; exit with 1 when it takes too long
     #[arg(long, value_enum, value_name = "STATE")]
     wait: Option<Wait>,
     /// How long to wait
@@ -34,8 +34,10 @@ pub(super) struct Args {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Wait {
-    /// Everything that is in the streams is applied
+    /// Every peer has all that was written before
     CaughtUp,
+    /// A backfill was begun, and all that were are done
+    Backfilled,
 }
 
 pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
@@ -56,6 +58,17 @@ pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let first = look().await?;
     let (status, in_time) = match args.wait {
         None => (settled(&first, beat, lease, look).await?, true),
+        Some(Wait::Backfilled) => {
+            let begun = Instant::now();
+            loop {
+                let status = settled(&look().await?, beat, lease, look).await?;
+                let (done, late) = (status.backfilled(), begun.elapsed() >= args.timeout);
+                if done || late {
+                    break (status, done);
+                }
+                tokio::time::sleep(beat.min(args.timeout.saturating_sub(begun.elapsed()))).await;
+            }
+        }
         Some(Wait::CaughtUp) => {
             let begun = Instant::now();
             let mut mark = None;
@@ -90,7 +103,10 @@ pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
         print(&status, args.shards);
     }
     if !in_time {
-        complain("not every peer has caught up in time");
+        complain(match args.wait {
+            Some(Wait::Backfilled) => "not every backfill was done in time",
+            Some(Wait::CaughtUp) | None => "not every peer has caught up in time",
+        });
     }
     let fine = in_time && (status.problems.is_empty() || args.wait.is_some());
     Ok(if fine { ExitCode::SUCCESS } else { ExitCode::from(FOUND) })
@@ -135,7 +151,7 @@ fn print(status: &Status, shards: bool) {
                 name.clone(),
                 if worker.alive { "alive" } else { "dead" }.to_owned(),
                 format!("{} ago", seconds(worker.beat_seconds_ago)),
-                held.collect::<Vec<_>>().join(", "),
+                if worker.backfill { "backfill".to_owned() } else { held.collect::<Vec<_>>().join(", ") },
             ]
         })
         .collect();
@@ -163,6 +179,7 @@ fn print(status: &Status, shards: bool) {
     }
     let header = ["ROUTE", "PEER", "STATE", "LAG", "PENDING", "TIME TO LOSS", "DEAD LETTERS", "SHARDS"];
     answer(&format!("\n{}", table(header, &peers)));
+    print_backfills(status);
     if shards {
         print_shards(status);
     }
@@ -175,6 +192,27 @@ fn print(status: &Status, shards: bool) {
     }
     for problem in &status.problems {
         answer(&format!("\n{}\n  {}", problem.what, problem.remedy));
+    }
+}
+
+fn print_backfills(status: &Status) {
+    let backfills = status.routes.values().flat_map(|route| &route.backfills);
+    let rows: Vec<[String; 7]> = backfills
+        .map(|backfill| {
+            [
+                backfill.route.clone(),
+                backfill.peer.clone().unwrap_or_else(|| "all".to_owned()),
+                backfill.state.to_owned(),
+                backfill.begun.clone(),
+                format!("{} of about {}", backfill.totals.items, backfill.items_expected),
+                format!("{} of {}", backfill.segments.done, backfill.segments.all),
+                backfill.owners.join(", "),
+            ]
+        })
+        .collect();
+    if !rows.is_empty() {
+        let header = ["BACKFILL", "PEERS", "STATE", "BEGUN", "ITEMS", "SEGMENTS DONE", "HELD BY"];
+        answer(&format!("\n{}", table(header, &rows)));
     }
 }
 

@@ -15,6 +15,7 @@ use crate::retry::Jitter;
 use crate::state::{EXPIRES, PK, Row, SK, StateTable, get_text, number, text};
 use crate::status::progress::{self, PROGRESS};
 use crate::telemetry::board::Board;
+use aws_sdk_dynamodb::types::AttributeValue;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -24,6 +25,8 @@ use tokio_util::sync::CancellationToken;
 
 /// A dead worker's row is forgotten after this.
 pub const FORGET: Duration = Duration::from_secs(24 * 3600);
+/// The attribute of a worker's row that says whether it is a backfill's.
+pub const BACKFILL: &str = "backfill";
 /// Changes are shown within this, those that come together in one beat.
 const SOON: Duration = Duration::from_millis(200);
 /// A shard that was handed over counts as its new owner's for so long, until that one's own figures say so: it
@@ -45,6 +48,8 @@ pub struct Heart {
     inner: Mutex<Inner>,
     /// What the row shows of the work.
     board: OnceLock<Board>,
+    /// Whether the row is that of a backfill, which walks no shards.
+    backfill: bool,
 }
 
 #[derive(Debug)]
@@ -97,7 +102,14 @@ impl Heart {
         let controls = watch::Sender::new(None);
         let (config, soon, inner) = (config.clone(), Notify::new(), Mutex::new(inner));
         let board = OnceLock::new();
-        Self { state, worker, clock, config, request_timeout, jitter, soon, controls, inner, board }
+        let backfill = false;
+        Self { state, worker, clock, config, request_timeout, jitter, soon, controls, inner, board, backfill }
+    }
+
+    /// The heart of a backfill: its row says so, because whoever looks for workers that walk shards does not mean it.
+    #[must_use]
+    pub fn of_backfill(self) -> Self {
+        Self { backfill: true, ..self }
     }
 
     /// From now on each beat publishes how far the work is. The first board stays.
@@ -308,6 +320,7 @@ impl Heart {
             .item(SK, text(fleet::sort(&self.worker)))
             .item(PROGRESS, progress::to_attribute(&self.progress(begun)))
             .item(EXPIRES, number(expires))
+            .item(BACKFILL, AttributeValue::Bool(self.backfill))
             .send();
         let answer = tokio::select! {
             biased;

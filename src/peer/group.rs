@@ -35,10 +35,10 @@ impl Peer {
         let mut expect = Expect::AbsentOrOlder;
         for _ in 0..ROUNDS {
             expect = match self.send_put(content, &stamp, version, &expect).await? {
-                Answer::Done | Answer::Found(Found::Same) => return Ok(Placed::Done),
+                Answer::Done | Answer::Found(Found::Same(_)) => return Ok(Placed::Done),
                 Answer::Found(Found::Newer(image)) => return Ok(Placed::Beaten(image)),
-                Answer::Found(Found::Nothing | Found::Older) => Expect::AbsentOrOlder,
-                Answer::Found(Found::NotAStamp(text)) => Expect::NotAStamp(text),
+                Answer::Found(Found::Nothing | Found::Older | Found::Unstamped(_)) => Expect::AbsentOrOlder,
+                Answer::Found(Found::NotAStamp(text)) => Expect::Seen(text),
             };
         }
         Err(contended())

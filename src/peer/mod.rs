@@ -5,11 +5,14 @@
 //! drift ceiling. A failed condition is a normal outcome. Every step can be repeated: after a lost answer, a
 //! crash, or by two workers at once, the result is the same.
 //!
-//! Here is what a one-way route does, whose peer's stream nobody reads; `group` has what a group does.
+//! Here is what a one-way route does, whose peer's stream nobody reads; `group` has what a group does, and `seed` what
+//! a backfill does.
 
 mod group;
+mod seed;
 
 pub use group::Placed;
+pub use seed::{OnExisting, Seed, Seeded};
 
 use crate::change::Image;
 use crate::clock::Clock;
@@ -133,8 +136,12 @@ enum Expect {
     Older,
     /// No item, or an older one.
     AbsentOrOlder,
-    /// This very attribute, which sorts like a newer stamp but is none.
-    NotAStamp(String),
+    /// One with a stamp that is older.
+    OlderStamp,
+    /// One without a stamp.
+    Unstamped,
+    /// This very attribute in the stamp's place.
+    Seen(String),
 }
 
 /// Holds for no item, with the partition key's name as `#pk`: a write with it changes nothing, and its answer says
@@ -267,10 +274,10 @@ impl Peer {
             };
             expect = match found {
                 Found::Nothing => Expect::Absent,
-                Found::Older => Expect::Older,
-                Found::NotAStamp(text) => Expect::NotAStamp(text),
+                Found::Older | Found::Unstamped(_) => Expect::Older,
+                Found::NotAStamp(text) => Expect::Seen(text),
                 // Ours, from before a lost answer or a crash; its creation may not have been checked.
-                Found::Same => return self.after_creation(key, version).await,
+                Found::Same(_) => return self.after_creation(key, version).await,
                 Found::Newer(_) => return Ok(Outcome::Superseded),
             };
         }
@@ -286,9 +293,9 @@ impl Peer {
         for _ in 0..ROUNDS {
             expect = match self.send_delete(key, version, &expect).await? {
                 Answer::Done => return Ok(Outcome::Applied),
-                Answer::Found(Found::Newer(_) | Found::Same) => return Ok(Outcome::Superseded),
-                Answer::Found(Found::Nothing | Found::Older) => Expect::Older,
-                Answer::Found(Found::NotAStamp(text)) => Expect::NotAStamp(text),
+                Answer::Found(Found::Newer(_) | Found::Same(_)) => return Ok(Outcome::Superseded),
+                Answer::Found(Found::Nothing | Found::Older | Found::Unstamped(_)) => Expect::Older,
+                Answer::Found(Found::NotAStamp(text)) => Expect::Seen(text),
             };
         }
         Err(contended())
@@ -370,7 +377,13 @@ impl Peer {
                 self.with_older(request, version)
             }
             Expect::AbsentOrOlder => self.with_older(request.condition_expression(OVERWRITABLE), version),
-            Expect::NotAStamp(text) => self.with_seen(request.condition_expression(SEEN), text),
+            Expect::OlderStamp => self.with_older(request.condition_expression(OLDER_STAMP), version),
+            Expect::Unstamped => request
+                .condition_expression(UNSTAMPED)
+                .expression_attribute_names("#pk", &self.partition_key)
+                .expression_attribute_names("#stamp", &self.stamp)
+                .expression_attribute_values(":string", AttributeValue::S("S".to_owned())),
+            Expect::Seen(text) => self.with_seen(request.condition_expression(SEEN), text),
         };
         let answer = request.send().await;
         self.answer(answer, version, |error| match error {
@@ -388,10 +401,12 @@ impl Peer {
             .set_key(Some(key.attributes().0.clone()))
             .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
         let request = match expect {
-            Expect::NotAStamp(text) => self.with_seen(request.condition_expression(SEEN), text),
-            Expect::Absent | Expect::Older | Expect::AbsentOrOlder => {
-                self.with_older(request.condition_expression(OVERWRITABLE), version)
-            }
+            Expect::Seen(text) => self.with_seen(request.condition_expression(SEEN), text),
+            Expect::Absent
+            | Expect::Older
+            | Expect::AbsentOrOlder
+            | Expect::OlderStamp
+            | Expect::Unstamped => self.with_older(request.condition_expression(OVERWRITABLE), version),
         };
         let answer = request.send().await;
         self.answer(answer, version, |error| match error {
@@ -434,21 +449,22 @@ impl Peer {
     /// What stands where a put's condition failed.
     fn found(&self, item: Option<&HashMap<String, AttributeValue>>, version: Version) -> Found {
         let Some(item) = item.filter(|item| !item.is_empty()) else { return Found::Nothing };
-        let Some(AttributeValue::S(text)) = item.get(&self.stamp) else { return Found::Older };
+        let Some(AttributeValue::S(text)) = item.get(&self.stamp) else {
+            return Found::Unstamped(self.content(item));
+        };
         match Stamp::parse(text) {
             None => Found::NotAStamp(text.clone()),
-            Some(stamp) if stamp.version == version => Found::Same,
+            Some(stamp) if stamp.version == version => Found::Same(stamp),
             Some(stamp) if stamp.version < version || stamp.version.hlc > self.ceiling(version) => {
                 Found::Older
             }
-            Some(stamp) => Found::Newer(self.image(item, stamp)),
+            Some(stamp) => Found::Newer(Image { content: self.content(item), stamp: Some(stamp) }),
         }
     }
 
-    fn image(&self, item: &HashMap<String, AttributeValue>, stamp: Stamp) -> Image {
+    fn content(&self, item: &HashMap<String, AttributeValue>) -> Item {
         let content = item.iter().filter(|(name, _)| **name != self.stamp);
-        let content = Item(content.map(|(name, value)| (name.clone(), value.clone())).collect());
-        Image { content, stamp: Some(stamp) }
+        Item(content.map(|(name, value)| (name.clone(), value.clone())).collect())
     }
 
     /// Beyond this a stamp is not believed. It follows this worker's clock, and never falls behind the versions
@@ -482,7 +498,14 @@ fn contended() -> StepError {
 const OVERWRITABLE: &str = "attribute_not_exists(#stamp) OR NOT attribute_type(#stamp, :string) \
      OR #stamp < :version OR #stamp > :ceiling";
 
-/// True where the attribute that is not a stamp still is what was seen.
+/// True where an older stamp is, and not where an application wrote.
+const OLDER_STAMP: &str = "attribute_type(#stamp, :string) AND (#stamp < :version OR #stamp > :ceiling)";
+
+/// True where an item is and no stamp.
+const UNSTAMPED: &str =
+    "attribute_exists(#pk) AND (attribute_not_exists(#stamp) OR NOT attribute_type(#stamp, :string))";
+
+/// True where the attribute in the stamp's place still is what was seen.
 const SEEN: &str = "#stamp = :seen";
 
 enum Answer {
@@ -493,8 +516,12 @@ enum Answer {
 enum Found {
     Nothing,
     Older,
+    /// An application's.
+    Unstamped(Item),
+    /// An application's: the attribute holds this, which sorts like a newer stamp but is none.
     NotAStamp(String),
-    Same,
+    /// One of this very version.
+    Same(Stamp),
     Newer(Image),
 }
 

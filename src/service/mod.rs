@@ -328,7 +328,7 @@ async fn watched(config: &Config, aws: &Aws) -> Vec<Watched> {
 const LEAVE: Duration = Duration::from_secs(2);
 
 /// The configured name, or the host's, with a suffix that makes every start another worker.
-fn worker_name(config: &config::Lease, seed: u64) -> String {
+pub(crate) fn worker_name(config: &config::Lease, seed: u64) -> String {
     let host =
         || std::fs::read_to_string("/proc/sys/kernel/hostname").ok().map(|name| name.trim().to_owned());
     let name = config.worker.clone().or_else(host).unwrap_or_else(|| "worker".to_owned());

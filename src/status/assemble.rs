@@ -15,8 +15,8 @@ pub fn assemble(look: &Look, moved: &[&str], lease: Duration) -> Status {
     for (name, row) in &look.workers {
         let age = look.now.duration_since(row.beat).unwrap_or_default();
         let alive = age < lease || moved.contains(&name.as_str());
-        let shards = BTreeMap::new();
-        workers.insert(name.clone(), Worker { alive, beat_seconds_ago: age.as_secs(), shards });
+        let (shards, backfill) = (BTreeMap::new(), row.backfill);
+        workers.insert(name.clone(), Worker { alive, beat_seconds_ago: age.as_secs(), shards, backfill });
     }
     let mut problems = Vec::new();
     let mut routes = BTreeMap::new();
@@ -49,7 +49,8 @@ impl View<'_> {
         let shards: Vec<Shard> =
             self.route.leases.iter().filter(|lease| !done(lease)).map(|l| self.shard(l)).collect();
         let peers = self.route.peers.iter().map(|peer| (peer.clone(), self.peer(peer))).collect();
-        Route { done: self.route.leases.len() - shards.len(), shards, peers, gaps: self.route.gaps.clone() }
+        let (gaps, backfills) = (self.route.gaps.clone(), self.route.backfills.clone());
+        Route { done: self.route.leases.len() - shards.len(), shards, peers, gaps, backfills }
     }
 
     fn lives(&self, worker: &str) -> bool {
@@ -142,11 +143,24 @@ impl View<'_> {
         }
         let unheld =
             route.shards.iter().filter(|shard| !shard.owner.as_ref().is_some_and(|owner| self.lives(owner)));
-        if self.workers.values().all(|worker| !worker.alive) {
+        if self.workers.values().all(|worker| !worker.alive || worker.backfill) {
             problem(
                 format!("route {name}: no worker lives; {} shards are not read", unheld.count()),
                 "start one: shardwalker run".to_owned(),
             );
+        }
+        for backfill in &route.backfills {
+            let flag = backfill.peer.as_ref().map(|peer| format!(" --peer {peer}")).unwrap_or_default();
+            if let Some(why) = &backfill.why {
+                problem(format!("route {name}: a backfill stopped"), why.clone());
+            } else if backfill.state == "running" && !backfill.owners.iter().any(|owner| self.lives(owner)) {
+                let done =
+                    format!("{} of {} segments are done", backfill.segments.done, backfill.segments.all);
+                problem(
+                    format!("route {name}: nobody works on the backfill that was begun; {done}"),
+                    format!("go on with: shardwalker backfill {name}{flag}"),
+                );
+            }
         }
         for (peer, status) in &route.peers {
             let letters = status.dead_letters;
@@ -178,9 +192,13 @@ fn time(at: SystemTime) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backfill::Picture;
+    use crate::backfill::counts::Totals;
+    use crate::backfill::rows::{Job, Known, Segment, State};
     use crate::control::Pause;
     use crate::lane::Position;
     use crate::lease::row::PeerPosition;
+    use crate::peer::OnExisting;
     use crate::status::progress::{PeerProgress, RouteProgress};
     use crate::status::{DeadLetters, Gap, LeaseRow, WorkerRow};
     use std::time::UNIX_EPOCH;
@@ -201,7 +219,8 @@ mod tests {
         let peer = PeerProgress { oldest: oldest.map(at), pending: 3, lanes };
         let peers = BTreeMap::from([("b".to_owned(), peer)]);
         let route = RouteProgress { peers, stopped: BTreeMap::new() };
-        WorkerRow { counter: 1, beat: at(beat), progress: BTreeMap::from([("copy".to_owned(), route)]) }
+        let progress = BTreeMap::from([("copy".to_owned(), route)]);
+        WorkerRow { counter: 1, beat: at(beat), progress, backfill: false }
     }
 
     /// One worker that holds one shard and has all of it, and one shard that is done.
@@ -260,6 +279,50 @@ mod tests {
         assert_eq!((state.caught_up, state.lag_seconds), (false, 9), "its shard's checkpoint counts");
         assert_eq!(problems(&look), ["route copy: no worker lives; 1 shards are not read"]);
         assert!(assemble(&look, &["w"], LEASE).caught_up(), "clocks differ");
+    }
+
+    #[test]
+    fn a_backfill_that_stands_still_is_named_and_is_no_worker() {
+        let job = |state| Job {
+            run: 1,
+            source: "scan".to_owned(),
+            table: "id".to_owned(),
+            stream: "label".to_owned(),
+            segments: 2,
+            existing: OnExisting::Fail,
+            items: 10,
+            bytes: 100,
+            begun: at(60),
+            state,
+            since: at(60),
+        };
+        let segment = |owner: Option<&str>| Segment {
+            number: 0,
+            owner: owner.map(str::to_owned),
+            epoch: 1,
+            cursor: None,
+            done: false,
+            totals: Totals::default(),
+        };
+        let mut look = fine();
+        let mut with = |state, owner, worker: WorkerRow| {
+            let known = Known { peer: None, job: job(state), segments: vec![segment(owner)] };
+            let route = look.routes.get_mut("copy").unwrap();
+            route.backfills = vec![Picture::of("copy", &known, at(0))];
+            look.workers.insert("backfill-w".to_owned(), worker);
+            (problems(&look), assemble(&look, &[], LEASE).backfilled())
+        };
+        let process = |beat| WorkerRow { backfill: true, ..worker(beat, None, 0) };
+        assert_eq!(with(State::Running, Some("backfill-w"), process(1)), (vec![], false));
+        let still =
+            "route copy: nobody works on the backfill that was begun; 0 of 2 segments are done".to_owned();
+        assert_eq!(with(State::Running, Some("backfill-w"), process(500)).0, std::slice::from_ref(&still));
+        assert_eq!(with(State::Running, None, process(1)).0, [still]);
+        let stopped = with(State::Stopped("decide".to_owned()), None, process(1));
+        assert_eq!(stopped, (vec!["route copy: a backfill stopped".to_owned()], false));
+        assert_eq!(with(State::Done, None, process(1)), (vec![], true));
+        look.workers.remove("w");
+        assert!(problems(&look)[0].contains("no worker lives"), "a backfill applies no changes");
     }
 
     #[test]

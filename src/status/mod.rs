@@ -17,6 +17,7 @@ mod reader;
 pub use assemble::assemble;
 pub use reader::{LeaseRow, Look, Reader, RouteLook, WorkerRow};
 
+use crate::backfill::Picture;
 use crate::control::Pause;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -41,6 +42,8 @@ pub struct Worker {
     pub beat_seconds_ago: u64,
     /// Shards that it holds, by route.
     pub shards: BTreeMap<String, usize>,
+    /// Whether it is a process of a backfill, which walks no shards.
+    pub backfill: bool,
 }
 
 /// A route.
@@ -54,6 +57,8 @@ pub struct Route {
     pub peers: BTreeMap<String, Peer>,
     /// Ranges of records that were lost unread.
     pub gaps: Vec<Gap>,
+    /// How far its backfills are: the last one to all peers, and to each peer alone.
+    pub backfills: Vec<Picture>,
 }
 
 /// A shard that is not done.
@@ -139,5 +144,12 @@ impl Status {
     #[must_use]
     pub fn caught_up(&self) -> bool {
         self.routes.values().flat_map(|route| route.peers.values()).all(|peer| peer.caught_up)
+    }
+
+    /// Whether there is a backfill, and all of them are done.
+    #[must_use]
+    pub fn backfilled(&self) -> bool {
+        let mut backfills = self.routes.values().flat_map(|route| &route.backfills).peekable();
+        backfills.peek().is_some() && backfills.all(|backfill| backfill.state == "done")
     }
 }

@@ -1,5 +1,6 @@
 //! Reading what the state table knows. Nothing here is decided.
 
+use crate::backfill::{Picture, rows};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::control::{self, Pause, Scope};
@@ -7,6 +8,7 @@ use crate::dead_letters::{self, DeadLetters};
 use crate::failure::Failure;
 use crate::gaps::Gaps;
 use crate::lease::fleet::FLEET;
+use crate::lease::heart::BACKFILL;
 use crate::lease::row::{self, PeerPosition};
 use crate::starts;
 use crate::state::{EXPIRES, Row, SK, StateTable, get_number, get_text};
@@ -26,6 +28,8 @@ pub struct WorkerRow {
     pub beat: SystemTime,
     /// How far it is, by route.
     pub progress: BTreeMap<String, RouteProgress>,
+    /// Whether it is a process of a backfill, which walks no shards.
+    pub backfill: bool,
 }
 
 /// A lease, as far as a status needs it.
@@ -50,6 +54,8 @@ pub struct RouteLook {
     pub gaps: Vec<super::Gap>,
     /// The dead letters of each peer.
     pub dead_letters: BTreeMap<String, super::DeadLetters>,
+    /// Its backfills.
+    pub backfills: Vec<Picture>,
 }
 
 /// Everything that was read.
@@ -87,7 +93,8 @@ impl Reader<'_> {
             let expires = Duration::from_secs(get_number(row, EXPIRES)?);
             let beat = UNIX_EPOCH + expires.saturating_sub(crate::lease::heart::FORGET);
             let counter = get_number(row, "counter").unwrap_or_default();
-            Some((name, WorkerRow { counter, beat, progress: progress::from_row(row) }))
+            let backfill = row.get(BACKFILL).and_then(|flag| flag.as_bool().ok()) == Some(&true);
+            Some((name, WorkerRow { counter, beat, progress: progress::from_row(row), backfill }))
         };
         let mut routes = BTreeMap::new();
         for route in &self.config.routes {
@@ -123,6 +130,9 @@ impl Reader<'_> {
             dead_letters.insert(peer.clone(), super::DeadLetters { keys, refused, behind });
         }
         let gaps = Gaps::new(self.state.clone(), self.clock).list(name).await?;
-        Ok(RouteLook { peers, leases, gaps, dead_letters })
+        let now = self.clock.now();
+        let backfills = rows::list(&self.state, name).await?;
+        let backfills = backfills.iter().map(|known| Picture::of(name, known, now)).collect();
+        Ok(RouteLook { peers, leases, gaps, dead_letters, backfills })
     }
 }

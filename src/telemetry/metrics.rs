@@ -6,7 +6,7 @@
 use crate::failure::Class;
 use prometheus::core::Collector;
 use prometheus::{
-    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
+    CounterVec, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
     IntGaugeVec, Opts, Registry,
 };
 
@@ -65,6 +65,14 @@ pub struct Metrics {
     pub paused: IntGaugeVec,
     /// Until the oldest record that is not applied leaves the stream, by route and peer, in seconds.
     pub time_to_loss: GaugeVec,
+    /// Items of backfills, by route, peer and `outcome`.
+    pub backfill_items: IntCounterVec,
+    /// Read units that backfills spent, by route.
+    pub backfill_read_units: CounterVec,
+    /// Write units that backfills spent, by route and peer.
+    pub backfill_write_units: IntCounterVec,
+    /// Segments of a backfill that are not done, by route.
+    pub backfill_segments: IntGaugeVec,
     /// 1 while the work goes on, 0 when `/healthz` fails.
     pub healthy: Gauge,
 }
@@ -241,6 +249,26 @@ impl Metrics {
                 &["route", "peer"],
                 "Until the oldest record that this worker has not applied leaves the stream, 24 h after its creation",
             )?,
+            backfill_items: r.counter(
+                "backfill_items_total",
+                &["route", "peer", "outcome"],
+                "Items that this backfill process copied, by what became of them at a peer",
+            )?,
+            backfill_read_units: r.counter_vec(
+                "backfill_read_units_total",
+                &["route"],
+                "Read units that this backfill process spent at the source",
+            )?,
+            backfill_write_units: r.counter(
+                "backfill_write_units_total",
+                &["route", "peer"],
+                "Write units that this backfill process spent at a peer, by the sizes of items",
+            )?,
+            backfill_segments: r.gauges(
+                "backfill_segments",
+                &["route"],
+                "Segments of the backfill that are not done, whoever works on them",
+            )?,
             healthy: r.gauge("healthy", "1 while the work goes on, 0 when /healthz fails")?,
             registry: r.registry,
             descriptions: r.descriptions.into(),
@@ -318,6 +346,16 @@ impl Registrar {
     ) -> Result<IntCounterVec, prometheus::Error> {
         let opts = self.opts("counter", name, labels, help);
         self.add(IntCounterVec::new(opts, labels)?)
+    }
+
+    fn counter_vec(
+        &mut self,
+        name: &str,
+        labels: &[&str],
+        help: &str,
+    ) -> Result<CounterVec, prometheus::Error> {
+        let opts = self.opts("counter", name, labels, help);
+        self.add(CounterVec::new(opts, labels)?)
     }
 
     fn gauges(&mut self, name: &str, labels: &[&str], help: &str) -> Result<IntGaugeVec, prometheus::Error> {

@@ -11,6 +11,7 @@
 
 mod access;
 mod access_guide;
+mod backfill;
 mod commands;
 mod demo;
 mod group_model;

@@ -1,0 +1,333 @@
+//! Items of the source to the peers: each with its version, at every peer at the same time, until it is done there.
+//!
+//! Promises that an item counts only when it is durable at every peer, or kept as a dead letter for one. What fails is
+//! tried again for as long as the worker may write. Remembers nothing: where to go on is the segment's matter.
+
+use super::counts::{Fate, Fates, Totals};
+use crate::change::{Change, Event, Image, SequenceNumber};
+use crate::clock::Clock;
+use crate::dead_letters::{self, DeadLetters, Kept, Reason};
+use crate::failure::{Action, Class, Failure};
+use crate::item::{Digest, Item, Key};
+use crate::limit::Rate;
+use crate::peer::{OnExisting, Peer, Seed, Seeded, StepError};
+use crate::retry::{Jitter, Pauses, Policy};
+use crate::telemetry::metrics::Metrics;
+use crate::version::{Hlc, Mark, Stamp, Version};
+use aws_sdk_dynamodb::types::AttributeValue;
+use futures::future::join_all;
+use futures::stream::{FuturesUnordered, StreamExt as _};
+use prometheus::IntCounter;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+/// In place of a shard in a dead letter.
+const SHARD: &str = "backfill";
+/// Before every record of a stream: the letter of an item that was scanned comes first.
+const SEQUENCE: &str = "0";
+/// A write unit is so many bytes.
+const WRITE_UNIT: usize = 1024;
+/// Bytes that a stamp adds to an item, beside its name.
+const STAMP: usize = 54;
+/// Of the items that an operator must decide about, so many are named.
+pub(super) const NAMED: usize = 5;
+/// Once a peer that was down takes writes again, those that wait come back within about this.
+const SPREAD: Duration = Duration::from_secs(1);
+
+/// Copies items to a route's peers.
+#[derive(Debug)]
+pub(super) struct Copier {
+    pub(super) route: String,
+    pub(super) targets: Vec<Target>,
+    /// The key attributes' names.
+    pub(super) keys: Vec<String>,
+    /// The stamp attribute's name.
+    pub(super) stamp: String,
+    /// The source's number in versions.
+    pub(super) member: u8,
+    pub(super) group: bool,
+    pub(super) existing: OnExisting,
+    pub(super) max_drift: Duration,
+    /// Items under way at a time, of one segment.
+    pub(super) in_flight: usize,
+    pub(super) dead_letters: DeadLetters,
+    pub(super) clock: Clock,
+    pub(super) jitter: Jitter,
+    pub(super) metrics: Metrics,
+}
+
+/// A peer.
+#[derive(Debug)]
+pub(super) struct Target {
+    pub(super) peer: Arc<Peer>,
+    /// Write units a second.
+    pub(super) units: Option<Rate>,
+    /// Counts them.
+    pub(super) spent: IntCounter,
+}
+
+/// An item as it is put.
+#[derive(Debug)]
+pub(super) struct Scanned {
+    content: Item,
+    pub(super) key: Key,
+    version: Version,
+    /// It is being deleted at the source.
+    leaving: bool,
+    size: usize,
+}
+
+/// What became of some items.
+#[derive(Debug, Default)]
+pub(super) struct Copied {
+    pub(super) totals: Totals,
+    /// Peers and keys of items that an operator must decide about, at most [`NAMED`].
+    pub(super) conflicts: Vec<(String, Digest)>,
+}
+
+/// The right to write has ended; what was under way may or may not have happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Abandoned;
+
+impl Copier {
+    /// An item, sorted; the name of a key attribute that it lacks otherwise.
+    pub(super) fn scanned(&self, mut item: Item) -> Result<Scanned, &str> {
+        let size = item.size();
+        let stamp = match item.0.remove(&self.stamp) {
+            Some(AttributeValue::S(text)) => Stamp::parse(&text),
+            _ => None,
+        };
+        let mut key = Item::default();
+        for name in &self.keys {
+            let value = item.0.get(name).ok_or(name.as_str())?;
+            key.0.insert(name.clone(), value.clone());
+        }
+        // What is too far ahead is not believed: no streamed change would beat it.
+        let ceiling = Hlc::from_millis(self.clock.millis()).plus(self.max_drift);
+        let clean = stamp.filter(|stamp| stamp.version.hlc <= ceiling && stamp.digest == item.digest(None));
+        let version = clean.map_or(Version::new(Hlc::ZERO, self.member), |stamp| stamp.version);
+        let leaving = clean.is_some_and(|stamp| stamp.mark == Mark::Deleted);
+        Ok(Scanned { content: item, key: Key::new(key), version, leaving, size })
+    }
+
+    /// Copies items until each is done at every peer.
+    ///
+    /// # Errors
+    /// [`Abandoned`] when `fence` falls.
+    pub(super) async fn copy(
+        &self,
+        items: &[Scanned],
+        fence: &CancellationToken,
+    ) -> Result<Copied, Abandoned> {
+        let (mut copied, mut abandoned) = (Copied::default(), None);
+        let (mut rest, mut under_way) = (items.iter(), FuturesUnordered::new());
+        loop {
+            let room = self.in_flight.saturating_sub(under_way.len());
+            for item in rest.by_ref().take(room) {
+                under_way.push(self.everywhere(item, fence));
+            }
+            let Some((item, fates)) = under_way.next().await else { break };
+            copied.totals.items += 1;
+            copied.totals.bytes += item.size as u64;
+            for (target, fate) in self.targets.iter().zip(fates) {
+                let fate = match fate {
+                    Ok(fate) => fate,
+                    // The others end by themselves: no request is left behind that could take effect later.
+                    Err(end) => {
+                        abandoned = Some(end);
+                        continue;
+                    }
+                };
+                let peer = target.peer.name();
+                self.metrics.backfill_items.with_label_values(&[&*self.route, peer, fate.name()]).inc();
+                if !copied.totals.peers.contains_key(peer) {
+                    copied.totals.peers.insert(peer.to_owned(), Fates::default());
+                }
+                if let Some(fates) = copied.totals.peers.get_mut(peer) {
+                    fates.add(fate);
+                }
+                if fate == Fate::Seeded(Seeded::Conflict) && copied.conflicts.len() < NAMED {
+                    copied.conflicts.push((peer.to_owned(), item.key.digest()));
+                }
+            }
+        }
+        abandoned.map_or(Ok(copied), Err)
+    }
+
+    /// Sees to keys whose items may have been created by somebody who died before the ledger was read.
+    ///
+    /// # Errors
+    /// [`Abandoned`] when `fence` falls.
+    pub(super) async fn settle(&self, keys: &[Key], fence: &CancellationToken) -> Result<(), Abandoned> {
+        let mut settling = FuturesUnordered::new();
+        for key in keys {
+            for target in &self.targets {
+                if settling.len() >= self.in_flight {
+                    settling.next().await.unwrap_or(Ok(()))?;
+                }
+                settling.push(self.settle_one(target, key, fence));
+            }
+        }
+        while let Some(settled) = settling.next().await {
+            settled?;
+        }
+        Ok(())
+    }
+
+    async fn settle_one(
+        &self,
+        target: &Target,
+        key: &Key,
+        fence: &CancellationToken,
+    ) -> Result<(), Abandoned> {
+        let peer = &target.peer;
+        self.insist(peer, fence, || peer.settle(key, Version::default())).await.map(drop)
+    }
+
+    async fn everywhere<'i>(
+        &self,
+        item: &'i Scanned,
+        fence: &CancellationToken,
+    ) -> (&'i Scanned, Vec<Result<Fate, Abandoned>>) {
+        let mut each = Vec::with_capacity(self.targets.len());
+        for target in &self.targets {
+            each.push(self.one(target, item, fence));
+        }
+        (item, join_all(each).await)
+    }
+
+    async fn one(
+        &self,
+        target: &Target,
+        item: &Scanned,
+        fence: &CancellationToken,
+    ) -> Result<Fate, Abandoned> {
+        if item.leaving {
+            return Ok(Fate::Leaving);
+        }
+        let peer = &target.peer;
+        let cost = (item.size + self.stamp.len() + STAMP).div_ceil(WRITE_UNIT);
+        let seed = Seed { content: &item.content, key: &item.key, version: item.version, group: self.group };
+        target.spend(cost).await;
+        let seeded = match self.insist(peer, fence, || peer.seed(seed, self.existing)).await? {
+            Ok(seeded) => seeded,
+            Err(why) => {
+                self.keep(peer, item, &why, fence).await?;
+                return Ok(Fate::Refused);
+            }
+        };
+        if matches!(seeded, Seeded::Updated | Seeded::Overwritten) {
+            // The first try failed by its condition, and cost as much.
+            target.spend(cost).await;
+        }
+        Ok(Fate::Seeded(seeded))
+    }
+
+    /// Tries a step until it is done, or the peer refuses it for good.
+    async fn insist<T, F>(
+        &self,
+        peer: &Peer,
+        fence: &CancellationToken,
+        step: impl Fn() -> F,
+    ) -> Result<Result<T, Failure>, Abandoned>
+    where
+        F: Future<Output = Result<T, StepError>>,
+    {
+        let (mut pauses, mut gate) = (Pauses::new(Policy::FOREVER, self.jitter.clone()), peer.gate());
+        loop {
+            tokio::select! {
+                biased;
+                () = fence.cancelled() => return Err(Abandoned),
+                // Nobody is left who could close it.
+                _ = gate.wait_for(Option::is_none) => {}
+            }
+            let (at, failure) = match step().await {
+                Ok(done) => {
+                    peer.got_through();
+                    return Ok(Ok(done));
+                }
+                Err(StepError::Peer(why)) if why.class == Class::Invalid => return Ok(Err(why)),
+                Err(StepError::Peer(why) | StepError::Home(why)) => (peer.name(), why),
+                Err(StepError::State(why)) => ("state", why),
+            };
+            self.failed(at, peer, &failure, &mut pauses, fence).await?;
+        }
+    }
+
+    /// Keeps what the peer refuses for good as a dead letter, once it is sure that it does not refuse everything.
+    async fn keep(
+        &self,
+        peer: &Peer,
+        item: &Scanned,
+        why: &Failure,
+        fence: &CancellationToken,
+    ) -> Result<(), Abandoned> {
+        let mut pauses = Pauses::new(Policy::FOREVER, self.jitter.clone());
+        while let Err(failure) = peer.accepts(&item.key).await {
+            let what = format!("{why}; and so is a write that changes nothing: {failure}");
+            let all = Failure::new(Class::Unrecognised, "EveryWriteRefused", what);
+            self.failed(peer.name(), peer, &all, &mut pauses, fence).await?;
+        }
+        let Some(sequence) = SequenceNumber::parse(SEQUENCE) else { return Ok(()) };
+        let change = Change {
+            sequence,
+            created: self.clock.now(),
+            key: item.key.clone(),
+            event: Event::Insert,
+            old: None,
+            new: Some(Image { content: item.content.clone(), stamp: None }),
+            by_ttl: false,
+            size: item.size,
+        };
+        let lane = dead_letters::Lane { route: &self.route, peer: peer.name(), shard: SHARD };
+        loop {
+            match self.dead_letters.keep(lane, &change, item.version, Reason::Refused, why).await {
+                Ok(Kept::Kept | Kept::Free) => break,
+                Err(failure) => self.failed("state", peer, &failure, &mut pauses, fence).await?,
+            }
+        }
+        let labels = [&*self.route, peer.name(), Reason::Refused.name()];
+        self.metrics.dead_letters.with_label_values(&labels).inc();
+        tracing::error!(
+            peer = peer.name(),
+            key = %item.key.digest(),
+            code = why.code,
+            "an item cannot be copied; it is kept as a dead letter"
+        );
+        Ok(())
+    }
+
+    /// Notes a failure and waits.
+    async fn failed(
+        &self,
+        at: &str,
+        peer: &Peer,
+        failure: &Failure,
+        pauses: &mut Pauses,
+        fence: &CancellationToken,
+    ) -> Result<(), Abandoned> {
+        self.metrics.retried(&self.route, at, failure.class);
+        let action = failure.class.insist();
+        if action != Action::RetrySoon {
+            tracing::warn!(at, why = %failure, remedy = failure.class.remedy(), "a write is tried again");
+        }
+        let pause = pauses.next(action).unwrap_or(Policy::FOREVER.slow);
+        let spread = self.jitter.around(SPREAD);
+        tokio::select! {
+            biased;
+            () = fence.cancelled() => Err(Abandoned),
+            () = tokio::time::sleep(pause), if action == Action::RetrySoon => Ok(()),
+            () = peer.slowly(pause, spread), if action != Action::RetrySoon => Ok(()),
+        }
+    }
+}
+
+impl Target {
+    async fn spend(&self, units: usize) {
+        self.spent.inc_by(units as u64);
+        if let Some(rate) = &self.units {
+            rate.spend(units as f64).await;
+        }
+    }
+}
