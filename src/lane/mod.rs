@@ -260,6 +260,9 @@ impl Lane {
                 () = sleep_until(self.look), if !self.held.is_empty() => self.ready.extend(self.held.drain(..)),
             }
             self.start();
+            if self.held.is_empty() {
+                self.context.status.held_no_more();
+            }
             self.show();
         }
         LaneEnd::Done

@@ -96,13 +96,14 @@ impl LaneParts {
 
     /// Takes what is held back out of some changes of a key, and says so: in a group, everything from the first one on
     /// that would write with a version too far ahead of this worker's clock. A member whose own clock is right would not
-    /// believe it. Half the drift that is believed is left for members whose clocks are behind.
+    /// believe it. Half the drift that is believed is left for members whose clocks are behind, and a second for creation times,
+    /// which are rounded down.
     pub(super) fn hold_back(&self, work: &mut Work) -> Option<Work> {
         let now = self.clock.since_epoch();
         let ahead = |item: &WorkItem| {
             let gives = matches!(item.group, Some(GroupStep::Put { .. } | GroupStep::Delete));
             let ahead = Duration::from_millis(item.version.hlc.millis()).saturating_sub(now);
-            (gives && ahead > self.max_drift / 2).then_some(ahead)
+            (gives && ahead > self.max_drift.saturating_sub(Duration::from_secs(1)) / 2).then_some(ahead)
         };
         let (first, by) = work.items.iter().enumerate().find_map(|(at, item)| Some((at, ahead(item)?)))?;
         self.status.held_back(by);

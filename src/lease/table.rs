@@ -259,12 +259,18 @@ impl Held {
     /// # Errors
     /// [`HeldError`].
     pub async fn checkpoint(&self, peers: &BTreeMap<String, PeerPosition>) -> Result<(), HeldError> {
-        if peers.is_empty() {
-            return Ok(());
+        // An expression has 4 KB at most.
+        let peers: Vec<_> = peers.iter().collect();
+        for some in peers.chunks(PEERS_AT_ONCE) {
+            self.checkpoint_some(some).await?;
         }
+        Ok(())
+    }
+
+    async fn checkpoint_some(&self, peers: &[(&String, &PeerPosition)]) -> Result<(), HeldError> {
         let mut request = self.mine().expression_attribute_names("#peers", PEERS);
         let (mut sets, mut conditions) = (Vec::new(), vec![HELD.to_owned()]);
-        for (index, (name, peer)) in peers.iter().enumerate() {
+        for (index, (name, peer)) in peers.iter().copied().enumerate() {
             sets.push(format!("#peers.#p{index} = :p{index}"));
             conditions.push(format!(
                 "(attribute_not_exists(#peers.#p{index}) OR #peers.#p{index}.#hlc < :h{index} \
@@ -349,6 +355,9 @@ impl Held {
 
 /// True while the lease is this worker's.
 pub(super) const HELD: &str = "#owner = :me AND #epoch = :mine";
+
+/// Peers of one checkpoint's request.
+const PEERS_AT_ONCE: usize = 16;
 
 /// Keys that one BatchGetItem may name.
 const BATCH: usize = 100;

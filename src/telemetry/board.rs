@@ -85,6 +85,9 @@ struct LaneInner {
     moved: Instant,
     trouble: Option<String>,
     said: Option<Instant>,
+    /// Why changes are held back, and when that was last said.
+    held: Option<String>,
+    held_said: Option<Instant>,
     /// Whether a second reader feeds it.
     behind: bool,
 }
@@ -293,6 +296,8 @@ impl ShardStatus {
             moved: Instant::now(),
             trouble: None,
             said: None,
+            held: None,
+            held_said: None,
             behind: false,
         };
         let lane = Arc::new(LaneStatus { peer: peer.to_owned(), inner: Mutex::new(inner) });
@@ -407,8 +412,9 @@ impl ShardStatus {
             // What is paused does not move, and that is right; nor has it moved yet when it was just let go on.
             let opened = gates.map_or(Ok(None), |gates| gates.open_since(route, &lane.peer));
             let due = opened.is_ok_and(|opened| opened.is_none_or(|opened| opened.elapsed() > stall));
+            let trouble = inner.trouble.as_ref().or(inner.held.as_ref());
             if due && inner.pending > 0 && inner.moved.elapsed() > stall {
-                let why = inner.trouble.as_deref().unwrap_or("unknown cause");
+                let why = trouble.map_or("unknown cause", String::as_str);
                 let seconds = inner.moved.elapsed().as_secs();
                 let peer = &lane.peer;
                 problems.push(format!(
@@ -421,7 +427,7 @@ impl ShardStatus {
                 pending: inner.pending,
                 running: inner.running,
                 behind: inner.behind,
-                trouble: inner.trouble.clone(),
+                trouble: trouble.cloned(),
             };
             (lane.peer.clone(), picture)
         });
@@ -466,7 +472,10 @@ impl LaneStatus {
 
     /// A failure that time or an operator must mend; said at once, and again while it lasts.
     pub fn stalled(&self, failure: &Failure) {
-        if self.troubled(failure.to_string()) {
+        let mut inner = lock(&self.inner);
+        let new = inner.trouble.replace(failure.to_string()).is_none();
+        if new || inner.said.is_none_or(|at| at.elapsed() > SAY_AGAIN) {
+            inner.said = Some(Instant::now());
             tracing::warn!(
                 peer = self.peer,
                 why = %failure,
@@ -479,8 +488,11 @@ impl LaneStatus {
     /// The source's clock is so far ahead of this machine's that its changes wait; said at once, and again while it
     /// lasts.
     pub fn held_back(&self, ahead: Duration) {
+        let mut inner = lock(&self.inner);
         let seconds = ahead.as_secs();
-        if self.troubled(format!("the source's clock is {seconds} s ahead of this machine's")) {
+        inner.held = Some(format!("the source's clock is {seconds} s ahead of this machine's"));
+        if inner.held_said.is_none_or(|at| at.elapsed() > SAY_AGAIN) {
+            inner.held_said = Some(Instant::now());
             tracing::warn!(
                 peer = self.peer,
                 ahead_seconds = seconds,
@@ -490,15 +502,9 @@ impl LaneStatus {
         }
     }
 
-    /// Notes what keeps the lane; whether it is time to say so.
-    fn troubled(&self, why: String) -> bool {
-        let mut inner = lock(&self.inner);
-        let new = inner.trouble.replace(why).is_none();
-        let say = new || inner.said.is_none_or(|at| at.elapsed() > SAY_AGAIN);
-        if say {
-            inner.said = Some(Instant::now());
-        }
-        say
+    /// Nothing is held back any more.
+    pub fn held_no_more(&self) {
+        lock(&self.inner).held = None;
     }
 }
 

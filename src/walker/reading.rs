@@ -178,7 +178,11 @@ impl Reading<'_> {
         metrics.pages.with_label_values(&[route, "full"]).inc();
         metrics.records_read.with_label_values(&[route]).inc_by(changes.len() as u64);
         let age = self.route.clock.now().duration_since(newest.created).unwrap_or_default();
-        metrics.clock_skew.with_label_values(&[route]).set(skew(changes, self.route.clock.since_epoch()));
+        metrics.clock_skew.with_label_values(&[route]).set(skew(
+            changes,
+            self.route.clock.since_epoch(),
+            self.route.max_drift,
+        ));
         metrics.read_lag.with_label_values(&[route]).observe(age.as_secs_f64());
         tracing::trace!(changes = changes.len(), "page");
     }
@@ -254,13 +258,15 @@ impl Reading<'_> {
 }
 
 /// How far the clock by which some records were dated is off, at least, in seconds: ahead of `now` when one was created
-/// later than that; behind (below 0) when one was created before a version that it carries. Creation times have whole
-/// seconds.
-fn skew(changes: &[Change], now: Duration) -> f64 {
+/// later than that; behind (below 0) when one was created before a version that it carries and that is believed. Creation
+/// times have whole seconds.
+fn skew(changes: &[Change], now: Duration, max_drift: Duration) -> f64 {
     let off = changes.iter().map(|change| {
         let created = Hlc::from_time(change.created).millis();
         let ahead = Duration::from_millis(created).saturating_sub(now);
-        let carried = change.stamps().map(|stamp| stamp.version.hlc.millis()).max();
+        let ceiling = Hlc::from_time(change.created).plus(max_drift);
+        let carried = change.stamps().map(|stamp| stamp.version.hlc).filter(|hlc| *hlc <= ceiling).max();
+        let carried = carried.map(Hlc::millis);
         let behind = Duration::from_millis(carried.unwrap_or_default().saturating_sub(created + 1000));
         if ahead.is_zero() { -behind.as_secs_f64() } else { ahead.as_secs_f64() }
     });
@@ -294,11 +300,12 @@ mod tests {
 
     #[test]
     fn a_clock_that_is_wrong_is_seen_from_the_records() {
-        let off = |records: &[Change]| skew(records, Duration::from_millis(100_500));
+        let off = |records: &[Change]| skew(records, Duration::from_millis(100_500), Duration::from_secs(60));
         let same = |a: f64, b: f64| assert!((a - b).abs() < 1e-9, "{a} is not {b}");
         same(off(&[]), 0.0);
         same(off(&[record(100, Some(100_900)), record(90, None)]), 0.0);
         same(off(&[record(90, None), record(130, None), record(110, None)]), 29.5);
+        same(off(&[record(90, Some(200_000))]), 0.0);
         same(off(&[record(90, Some(97_500)), record(99, Some(90_000))]), -6.5);
     }
 }
