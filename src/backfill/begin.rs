@@ -29,6 +29,7 @@ use crate::starts;
 use crate::state::StateTable;
 use crate::telemetry::metrics::Metrics;
 use aws_sdk_dynamodb::Client;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -69,6 +70,7 @@ impl Backfill {
         listen: Option<SocketAddr>,
         drain: CancellationToken,
     ) -> Result<Self, BackfillError> {
+        let siblings = siblings(&config, &request.route);
         let config = only(config, &request)?;
         let route = config.routes.first().ok_or(BackfillError::Stopped)?.clone();
         let metrics = Metrics::new()?;
@@ -92,6 +94,13 @@ impl Backfill {
         let stream = source.stream.as_ref().map(|stream| stream.label.clone()).unwrap_or_default();
         let pin = || starts::begun(&state, options.clock, &route.name, &stream);
         let pinned = retry::run(patient, &jitter, &drain, |_, _| (), pin).await?;
+        // What is copied to a member of a group shows in its stream, which is to be followed from before.
+        for (name, member) in siblings.iter().filter(|(_, member)| route.to.contains(member)) {
+            if let Some(theirs) = &found_of(&found, *member)?.stream {
+                let pin = || starts::begun(&state, options.clock, name, &theirs.label);
+                retry::run(patient, &jitter, &drain, |_, _| (), pin).await?;
+            }
+        }
         if let Start::At(start) = route.start
             && start > options.clock.now()
         {
@@ -151,15 +160,18 @@ impl Backfill {
             clock: options.clock,
             metrics: &metrics,
         };
-        let mut peers = Vec::new();
+        let (mut peers, mut tables) = (Vec::new(), BTreeMap::new());
         for &peer in &route.to {
-            peers.push(Arc::new(connector.peer(&route, peer, found_of(&found, peer)?).await));
+            let found = found_of(&found, peer)?;
+            tables.insert(config.members[peer].name.clone(), found.id.clone());
+            peers.push(Arc::new(connector.peer(&route, peer, found).await));
         }
         let now = options.clock.now();
         let fresh = Job {
             run: 1,
             source: export.as_ref().map_or_else(|| "scan".to_owned(), |export| export.arn.clone()),
             table: source.id.clone(),
+            peers: tables,
             stream,
             segments: match &export {
                 Some(export) => export.segments(),
@@ -186,6 +198,13 @@ impl Backfill {
         };
         Ok(Self { request, fresh, parts, heart, keeper, rows, config, jitter, metrics, admin, drain })
     }
+}
+
+/// The routes of the same group, each with its source; none on a one-way route.
+fn siblings(config: &Config, route: &str) -> Vec<(String, usize)> {
+    let group = config.routes.iter().find(|known| known.name == route).and_then(|route| route.group);
+    let same = config.routes.iter().filter(|known| group.is_some() && known.group == group);
+    same.map(|route| (route.name.clone(), route.from)).collect()
 }
 
 /// The config with this route and these peers alone.
@@ -365,17 +384,24 @@ impl Join<'_> {
 
     async fn join(&self, known: Known) -> Result<Option<Job>, BackfillError> {
         let Known { job, .. } = known;
-        if job.state == State::Done {
-            return Ok(None);
-        }
         if job.source != self.fresh.source {
             return Err(BackfillError::Other(format!("from {}", job.source)));
+        }
+        if !job.peers.keys().eq(self.fresh.peers.keys()) {
+            let peers: Vec<&str> = job.peers.keys().map(String::as_str).collect();
+            return Err(BackfillError::Other(format!("to {}", peers.join(", "))));
+        }
+        if job.peers != self.fresh.peers {
+            return Err(BackfillError::Replaced("a peer's table was deleted and made again"));
         }
         if job.table != self.fresh.table {
             return Err(BackfillError::Replaced("the source's table was deleted and made again"));
         }
         if job.stream != self.fresh.stream {
             return Err(BackfillError::Replaced("the source's stream was turned off and on"));
+        }
+        if job.state == State::Done {
+            return Ok(None);
         }
         if self.request.segments.is_some_and(|segments| segments != job.segments) {
             return Err(BackfillError::Other(format!("in {} segments", job.segments)));

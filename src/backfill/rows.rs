@@ -15,6 +15,7 @@ use crate::state::{EXPIRES, Row, SK, StateTable, get_number, get_text, key, numb
 use aws_sdk_dynamodb::operation::update_item::builders::UpdateItemFluentBuilder;
 use aws_sdk_dynamodb::primitives::Blob;
 use aws_sdk_dynamodb::types::{AttributeValue, ReturnValue};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -28,6 +29,7 @@ const CURSOR: &str = "cursor";
 const DONE: &str = "done";
 const TOTALS: &str = "totals";
 const RUN: &str = "run";
+const PEERS: &str = "peers";
 /// Keys compress well at any level; they are written once for each page.
 const LEVEL: i32 = 1;
 
@@ -40,6 +42,8 @@ pub struct Job {
     pub source: String,
     /// The source table's id, which another table of the same name does not have.
     pub table: String,
+    /// The peers' names, each with its table's id.
+    pub peers: BTreeMap<String, String>,
     /// The label of the stream that was pinned before anything was read.
     pub stream: String,
     /// How many parts the source is read in.
@@ -408,11 +412,13 @@ fn seconds(time: SystemTime) -> AttributeValue {
 }
 
 fn job_row(job: &Job) -> Row {
+    let peers = job.peers.iter().map(|(name, table)| (name.clone(), text(table))).collect();
     let mut row = Row::from([
         (RUN.to_owned(), number(job.run)),
         ("source".to_owned(), text(&job.source)),
         ("table".to_owned(), text(&job.table)),
         ("stream".to_owned(), text(&job.stream)),
+        (PEERS.to_owned(), AttributeValue::M(peers)),
         ("segments".to_owned(), number(job.segments)),
         ("on_existing".to_owned(), text(job.existing.name())),
         ("items".to_owned(), number(job.items)),
@@ -437,6 +443,7 @@ fn job(row: &Row) -> Result<Job, Failure> {
         source: words("source")?.to_owned(),
         table: words("table")?.to_owned(),
         stream: words("stream")?.to_owned(),
+        peers: row.get(PEERS).and_then(peers).ok_or_else(|| bad(PEERS))?,
         segments: get_number(row, "segments").ok_or_else(|| bad("segments"))?,
         existing: OnExisting::ALL
             .into_iter()
@@ -453,6 +460,11 @@ fn job(row: &Row) -> Result<Job, Failure> {
         },
         since: time("since")?,
     })
+}
+
+fn peers(value: &AttributeValue) -> Option<BTreeMap<String, String>> {
+    let peer = |(name, table): (&String, &AttributeValue)| Some((name.clone(), table.as_s().ok()?.clone()));
+    value.as_m().ok()?.iter().map(peer).collect()
 }
 
 /// A segment's row; `sort` is the end of its sort key.
@@ -497,6 +509,7 @@ mod tests {
                 source: word("scan"),
                 table: word("id"),
                 stream: word("label"),
+                peers: BTreeMap::from([(word("b"), word("id of b")), (word("c"), String::new())]),
                 segments: 8,
                 existing: OnExisting::Keep,
                 items: 5,
