@@ -34,12 +34,15 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::net::TcpListener;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// A segment is about so large, unless there would be too few or too many of them: one is read in some minutes, and
 /// there is enough for several processes to share.
 const SEGMENT: u64 = 256 << 20;
 const FEWEST: u64 = 8;
+/// An export that is begun must not become too old for so long at least.
+const ROOM: Duration = Duration::from_secs(3600);
 const MOST: u64 = 256;
 
 /// What segments need, once it is known which backfill they are of.
@@ -55,6 +58,7 @@ pub(super) struct Parts {
     pub(super) request: Request,
     pub(super) dead_letters: DeadLetters,
     pub(super) export: Option<Arc<Export>>,
+    pub(super) heart: Arc<Heart>,
 }
 
 impl Backfill {
@@ -194,6 +198,7 @@ impl Backfill {
             request: request.clone(),
             dead_letters: DeadLetters::new(state, options.clock, config.dead_letters.per_key),
             export,
+            heart: Arc::clone(&heart),
             route,
         };
         Ok(Self { request, fresh, parts, heart, keeper, rows, config, jitter, metrics, admin, drain })
@@ -267,10 +272,7 @@ fn fits(
     if export.at < from {
         return Err(BackfillError::ExportTooEarly { export: time(export.at), pinned: time(from) });
     }
-    if export.at + retention < now {
-        return Err(BackfillError::ExportTooOld(time(export.at)));
-    }
-    Ok(())
+    Ok(export.fresh(now + ROOM, retention)?)
 }
 
 fn may_not_scan(member: &str, table: &str, failure: &Failure) -> Finding {
@@ -321,7 +323,7 @@ impl Parts {
             source: self.export.map_or_else(|| Source::Scan(scan()), Source::Export),
             copier,
             rows,
-            run: job.run,
+            heart: self.heart,
             keep: config.state.tombstone_retention,
             clock: self.clock,
             jitter,
@@ -355,23 +357,28 @@ impl Join<'_> {
             let (job, before) = match known {
                 None => (self.fresh.clone(), None),
                 Some(known) if restart => {
-                    self.idle(&known, &config.lease).await?;
-                    self.see_to_the_dead(&known).await?;
                     let run = known.job.run + 1;
+                    self.idle(run, &config.lease).await?;
                     let existing = self.request.existing.unwrap_or(known.job.existing);
-                    (Job { run, existing, ..self.fresh.clone() }, Some(known))
+                    (Job { run, existing, ..self.fresh.clone() }, Some(known.job.run))
                 }
-                Some(known) => return self.join(known).await,
+                Some(known) => {
+                    let joined = self.join(known).await?;
+                    if let Some(job) = &joined {
+                        // Whoever began it may have died before it came to that.
+                        self.end_before(job.run, &config.lease).await?;
+                    }
+                    return Ok(joined);
+                }
             };
-            let begin = || self.rows.begin(&job, before.as_ref().map(|known| known.job.run));
+            let begin = || self.rows.begin(&job, before);
             if !retry::run(policy, jitter, &cancel, |_, _| (), begin).await? {
                 // Another process was faster, or an answer was lost: it is joined.
                 restart = false;
                 continue;
             }
-            if let Some(before) = before {
-                self.rows.forget(&before).await.map_err(BackfillError::Rows)?;
-            }
+            // Somebody may have joined the run before while this one began.
+            self.end_before(job.run, &config.lease).await?;
             tracing::info!(
                 route = self.request.route,
                 segments = job.segments,
@@ -421,27 +428,46 @@ impl Join<'_> {
         Ok(Some(job))
     }
 
-    /// Waits until it is sure that nobody works on it.
-    async fn idle(&self, known: &Known, lease: &crate::config::Lease) -> Result<(), BackfillError> {
-        let owners: Vec<&str> = known.segments.iter().filter_map(|s| s.owner.as_deref()).collect();
-        let begun = tokio::time::Instant::now();
+    /// Waits until it is sure that nobody works on the runs before one; gives the rows of their segments.
+    async fn idle(&self, run: u64, lease: &crate::config::Lease) -> Result<Vec<String>, BackfillError> {
+        let (begun, most) = (Instant::now(), lease.duration + lease.look_interval * 5);
+        let mut read = begun;
+        let mut rows = self.rows.earlier(run).await.map_err(BackfillError::Rows)?;
         loop {
+            let owners: Vec<&str> = rows.iter().filter_map(|(_, owner)| owner.as_deref()).collect();
             let dead = self.heart.dead(owners.iter().copied());
-            let Some(living) = owners.iter().find(|owner| !dead.contains(**owner)) else { return Ok(()) };
-            if begun.elapsed() > lease.duration + lease.look_interval * 3 {
-                return Err(BackfillError::Busy((*living).to_owned()));
+            // By a look before the rows were read, one may be dead that lives again since.
+            let looked = self.heart.looked().is_some_and(|looked| looked > read);
+            match owners.iter().find(|owner| !looked || !dead.contains(**owner)) {
+                None => return Ok(rows.into_iter().map(|(sort, _)| sort).collect()),
+                Some(living) if begun.elapsed() > most => {
+                    return Err(BackfillError::Busy((*living).to_owned()));
+                }
+                Some(_) => tokio::time::sleep(lease.look_interval.min(Duration::from_secs(1))).await,
             }
-            tokio::time::sleep(lease.look_interval.min(Duration::from_secs(1))).await;
+            if looked {
+                read = Instant::now();
+                rows = self.rows.earlier(run).await.map_err(BackfillError::Rows)?;
+            }
         }
     }
 
-    /// What the earlier run was about to create and may not have looked up in the ledger.
-    async fn see_to_the_dead(&self, known: &Known) -> Result<(), BackfillError> {
-        for (sort, keys) in self.rows.keys(known.job.run, None).await.map_err(BackfillError::Rows)? {
+    /// Ends the runs before one: what they were about to create and may not have looked up in the ledger is looked up
+    /// once nobody works on them. Doing it again changes nothing.
+    async fn end_before(&self, run: u64, lease: &crate::config::Lease) -> Result<(), BackfillError> {
+        let segments = self.idle(run, lease).await?;
+        for (sort, keys) in self.rows.earlier_keys(run).await.map_err(BackfillError::Rows)? {
             for key in &keys {
                 self.settle(key).await.map_err(BackfillError::Rows)?;
             }
+            if self.heart.fence().is_none() {
+                let why = "this process's row in the state table was not renewed in time";
+                return Err(BackfillError::Rows(Failure::new(Class::Transient, "NotAlive", why)));
+            }
             self.rows.forget_keys(&sort).await.map_err(BackfillError::Rows)?;
+        }
+        for sort in &segments {
+            self.rows.forget(sort).await.map_err(BackfillError::Rows)?;
         }
         Ok(())
     }

@@ -146,12 +146,6 @@ pub enum BackfillError {
         /// When the route first saw the stream.
         pinned: String,
     },
-    /// The export is so old that deletes since then may be forgotten.
-    #[error(
-        "the export is of {0}, longer ago than tombstones are kept (tombstone_retention): what was deleted since then could \
-             come back. Export the table again"
-    )]
-    ExportTooOld(String),
     /// The source.
     #[error("{0}")]
     Source(#[from] SourceError),
