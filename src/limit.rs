@@ -48,13 +48,17 @@ impl Rate {
 impl Bucket {
     fn book(&mut self, burst: Duration, amount: f64) -> Instant {
         let now = Instant::now();
-        let step = Duration::from_secs_f64(amount / self.per_second);
+        // What a call cost comes from outside, and may be anything.
+        let step = Duration::try_from_secs_f64(amount / self.per_second).unwrap_or_default().min(LONGEST);
         let earliest = now.checked_sub(burst.saturating_sub(step)).unwrap_or(now);
         let start = self.next.max(earliest);
         self.next = start + step;
         start.max(now)
     }
 }
+
+/// Nothing is waited for longer than this.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
 /// A limit on the writes to one peer that backs off on throttling and recovers.
 #[derive(Debug)]
@@ -195,6 +199,16 @@ mod tests {
             let now = begun.elapsed().as_secs_f64();
             assert!((now - at).abs() < 0.01, "{amount} at {now}, expected at {at}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_cost_that_makes_no_sense_costs_nothing() {
+        let (rate, begun) = (Rate::new(1.0), Instant::now());
+        for amount in [-1.0, f64::NAN, f64::INFINITY, 1e300] {
+            rate.owe(amount);
+        }
+        rate.turn().await;
+        assert!(begun.elapsed() <= Duration::from_secs(1), "{:?}", begun.elapsed());
     }
 
     /// A peer that takes `capacity` writes a second and throttles the rest, asked for `seconds`.

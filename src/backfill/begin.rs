@@ -29,16 +29,20 @@ use crate::starts;
 use crate::state::StateTable;
 use crate::telemetry::metrics::Metrics;
 use aws_sdk_dynamodb::Client;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::net::TcpListener;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// A segment is about so large, unless there would be too few or too many of them: one is read in some minutes, and
 /// there is enough for several processes to share.
 const SEGMENT: u64 = 256 << 20;
 const FEWEST: u64 = 8;
+/// An export that is begun must not become too old for so long at least.
+const ROOM: Duration = Duration::from_secs(3600);
 const MOST: u64 = 256;
 
 /// What segments need, once it is known which backfill they are of.
@@ -54,6 +58,7 @@ pub(super) struct Parts {
     pub(super) request: Request,
     pub(super) dead_letters: DeadLetters,
     pub(super) export: Option<Arc<Export>>,
+    pub(super) heart: Arc<Heart>,
 }
 
 impl Backfill {
@@ -69,6 +74,7 @@ impl Backfill {
         listen: Option<SocketAddr>,
         drain: CancellationToken,
     ) -> Result<Self, BackfillError> {
+        let siblings = siblings(&config, &request.route);
         let config = only(config, &request)?;
         let route = config.routes.first().ok_or(BackfillError::Stopped)?.clone();
         let metrics = Metrics::new()?;
@@ -92,6 +98,13 @@ impl Backfill {
         let stream = source.stream.as_ref().map(|stream| stream.label.clone()).unwrap_or_default();
         let pin = || starts::begun(&state, options.clock, &route.name, &stream);
         let pinned = retry::run(patient, &jitter, &drain, |_, _| (), pin).await?;
+        // What is copied to a member of a group shows in its stream, which is to be followed from before.
+        for (name, member) in siblings.iter().filter(|(_, member)| route.to.contains(member)) {
+            if let Some(theirs) = &found_of(&found, *member)?.stream {
+                let pin = || starts::begun(&state, options.clock, name, &theirs.label);
+                retry::run(patient, &jitter, &drain, |_, _| (), pin).await?;
+            }
+        }
         if let Start::At(start) = route.start
             && start > options.clock.now()
         {
@@ -151,15 +164,18 @@ impl Backfill {
             clock: options.clock,
             metrics: &metrics,
         };
-        let mut peers = Vec::new();
+        let (mut peers, mut tables) = (Vec::new(), BTreeMap::new());
         for &peer in &route.to {
-            peers.push(Arc::new(connector.peer(&route, peer, found_of(&found, peer)?).await));
+            let found = found_of(&found, peer)?;
+            tables.insert(config.members[peer].name.clone(), found.id.clone());
+            peers.push(Arc::new(connector.peer(&route, peer, found).await));
         }
         let now = options.clock.now();
         let fresh = Job {
             run: 1,
             source: export.as_ref().map_or_else(|| "scan".to_owned(), |export| export.arn.clone()),
             table: source.id.clone(),
+            peers: tables,
             stream,
             segments: match &export {
                 Some(export) => export.segments(),
@@ -182,10 +198,18 @@ impl Backfill {
             request: request.clone(),
             dead_letters: DeadLetters::new(state, options.clock, config.dead_letters.per_key),
             export,
+            heart: Arc::clone(&heart),
             route,
         };
         Ok(Self { request, fresh, parts, heart, keeper, rows, config, jitter, metrics, admin, drain })
     }
+}
+
+/// The routes of the same group, each with its source; none on a one-way route.
+fn siblings(config: &Config, route: &str) -> Vec<(String, usize)> {
+    let group = config.routes.iter().find(|known| known.name == route).and_then(|route| route.group);
+    let same = config.routes.iter().filter(|known| group.is_some() && known.group == group);
+    same.map(|route| (route.name.clone(), route.from)).collect()
 }
 
 /// The config with this route and these peers alone.
@@ -248,10 +272,7 @@ fn fits(
     if export.at < from {
         return Err(BackfillError::ExportTooEarly { export: time(export.at), pinned: time(from) });
     }
-    if export.at + retention < now {
-        return Err(BackfillError::ExportTooOld(time(export.at)));
-    }
-    Ok(())
+    Ok(export.fresh(now + ROOM, retention)?)
 }
 
 fn may_not_scan(member: &str, table: &str, failure: &Failure) -> Finding {
@@ -302,7 +323,7 @@ impl Parts {
             source: self.export.map_or_else(|| Source::Scan(scan()), Source::Export),
             copier,
             rows,
-            run: job.run,
+            heart: self.heart,
             keep: config.state.tombstone_retention,
             clock: self.clock,
             jitter,
@@ -336,23 +357,28 @@ impl Join<'_> {
             let (job, before) = match known {
                 None => (self.fresh.clone(), None),
                 Some(known) if restart => {
-                    self.idle(&known, &config.lease).await?;
-                    self.see_to_the_dead(&known).await?;
                     let run = known.job.run + 1;
+                    self.idle(run, &config.lease).await?;
                     let existing = self.request.existing.unwrap_or(known.job.existing);
-                    (Job { run, existing, ..self.fresh.clone() }, Some(known))
+                    (Job { run, existing, ..self.fresh.clone() }, Some(known.job.run))
                 }
-                Some(known) => return self.join(known).await,
+                Some(known) => {
+                    let joined = self.join(known).await?;
+                    if let Some(job) = &joined {
+                        // Whoever began it may have died before it came to that.
+                        self.end_before(job.run, &config.lease).await?;
+                    }
+                    return Ok(joined);
+                }
             };
-            let begin = || self.rows.begin(&job, before.as_ref().map(|known| known.job.run));
+            let begin = || self.rows.begin(&job, before);
             if !retry::run(policy, jitter, &cancel, |_, _| (), begin).await? {
                 // Another process was faster, or an answer was lost: it is joined.
                 restart = false;
                 continue;
             }
-            if let Some(before) = before {
-                self.rows.forget(&before).await.map_err(BackfillError::Rows)?;
-            }
+            // Somebody may have joined the run before while this one began.
+            self.end_before(job.run, &config.lease).await?;
             tracing::info!(
                 route = self.request.route,
                 segments = job.segments,
@@ -365,17 +391,24 @@ impl Join<'_> {
 
     async fn join(&self, known: Known) -> Result<Option<Job>, BackfillError> {
         let Known { job, .. } = known;
-        if job.state == State::Done {
-            return Ok(None);
-        }
         if job.source != self.fresh.source {
             return Err(BackfillError::Other(format!("from {}", job.source)));
+        }
+        if !job.peers.keys().eq(self.fresh.peers.keys()) {
+            let peers: Vec<&str> = job.peers.keys().map(String::as_str).collect();
+            return Err(BackfillError::Other(format!("to {}", peers.join(", "))));
+        }
+        if job.peers != self.fresh.peers {
+            return Err(BackfillError::Replaced("a peer's table was deleted and made again"));
         }
         if job.table != self.fresh.table {
             return Err(BackfillError::Replaced("the source's table was deleted and made again"));
         }
         if job.stream != self.fresh.stream {
             return Err(BackfillError::Replaced("the source's stream was turned off and on"));
+        }
+        if job.state == State::Done {
+            return Ok(None);
         }
         if self.request.segments.is_some_and(|segments| segments != job.segments) {
             return Err(BackfillError::Other(format!("in {} segments", job.segments)));
@@ -395,27 +428,46 @@ impl Join<'_> {
         Ok(Some(job))
     }
 
-    /// Waits until it is sure that nobody works on it.
-    async fn idle(&self, known: &Known, lease: &crate::config::Lease) -> Result<(), BackfillError> {
-        let owners: Vec<&str> = known.segments.iter().filter_map(|s| s.owner.as_deref()).collect();
-        let begun = tokio::time::Instant::now();
+    /// Waits until it is sure that nobody works on the runs before one; gives the rows of their segments.
+    async fn idle(&self, run: u64, lease: &crate::config::Lease) -> Result<Vec<String>, BackfillError> {
+        let (begun, most) = (Instant::now(), lease.duration + lease.look_interval * 5);
+        let mut read = begun;
+        let mut rows = self.rows.earlier(run).await.map_err(BackfillError::Rows)?;
         loop {
+            let owners: Vec<&str> = rows.iter().filter_map(|(_, owner)| owner.as_deref()).collect();
             let dead = self.heart.dead(owners.iter().copied());
-            let Some(living) = owners.iter().find(|owner| !dead.contains(**owner)) else { return Ok(()) };
-            if begun.elapsed() > lease.duration + lease.look_interval * 3 {
-                return Err(BackfillError::Busy((*living).to_owned()));
+            // By a look before the rows were read, one may be dead that lives again since.
+            let looked = self.heart.looked().is_some_and(|looked| looked > read);
+            match owners.iter().find(|owner| !looked || !dead.contains(**owner)) {
+                None => return Ok(rows.into_iter().map(|(sort, _)| sort).collect()),
+                Some(living) if begun.elapsed() > most => {
+                    return Err(BackfillError::Busy((*living).to_owned()));
+                }
+                Some(_) => tokio::time::sleep(lease.look_interval.min(Duration::from_secs(1))).await,
             }
-            tokio::time::sleep(lease.look_interval.min(Duration::from_secs(1))).await;
+            if looked {
+                read = Instant::now();
+                rows = self.rows.earlier(run).await.map_err(BackfillError::Rows)?;
+            }
         }
     }
 
-    /// What the earlier run was about to create and may not have looked up in the ledger.
-    async fn see_to_the_dead(&self, known: &Known) -> Result<(), BackfillError> {
-        for (sort, keys) in self.rows.keys(known.job.run, None).await.map_err(BackfillError::Rows)? {
+    /// Ends the runs before one: what they were about to create and may not have looked up in the ledger is looked up
+    /// once nobody works on them. Doing it again changes nothing.
+    async fn end_before(&self, run: u64, lease: &crate::config::Lease) -> Result<(), BackfillError> {
+        let segments = self.idle(run, lease).await?;
+        for (sort, keys) in self.rows.earlier_keys(run).await.map_err(BackfillError::Rows)? {
             for key in &keys {
                 self.settle(key).await.map_err(BackfillError::Rows)?;
             }
+            if self.heart.fence().is_none() {
+                let why = "this process's row in the state table was not renewed in time";
+                return Err(BackfillError::Rows(Failure::new(Class::Transient, "NotAlive", why)));
+            }
             self.rows.forget_keys(&sort).await.map_err(BackfillError::Rows)?;
+        }
+        for sort in &segments {
+            self.rows.forget(sort).await.map_err(BackfillError::Rows)?;
         }
         Ok(())
     }

@@ -24,7 +24,8 @@ use tokio_util::sync::CancellationToken;
 
 /// In place of a shard in a dead letter.
 const SHARD: &str = "backfill";
-/// Before every record of a stream: the letter of an item that was scanned comes first.
+/// Before every record of a stream: the letter of an item that was scanned comes first, and takes the place of that of an
+/// earlier scan.
 const SEQUENCE: &str = "0";
 /// A write unit is so many bytes.
 const WRITE_UNIT: usize = 1024;
@@ -282,7 +283,7 @@ impl Copier {
         };
         let lane = dead_letters::Lane { route: &self.route, peer: peer.name(), shard: SHARD };
         loop {
-            match self.dead_letters.keep(lane, &change, item.version, Reason::Refused, why).await {
+            match self.letter(lane, &change, item.version, why).await {
                 Ok(Kept::Kept | Kept::Free) => break,
                 Err(failure) => self.failed("state", peer, &failure, &mut pauses, fence).await?,
             }
@@ -296,6 +297,21 @@ impl Copier {
             "an item cannot be copied; it is kept as a dead letter"
         );
         Ok(())
+    }
+
+    /// Keeps a letter in place of one of an earlier scan, which may hold other content.
+    async fn letter(
+        &self,
+        lane: dead_letters::Lane<'_>,
+        change: &Change,
+        version: Version,
+        why: &Failure,
+    ) -> Result<Kept, Failure> {
+        let letters = self.dead_letters.letters(lane.route, lane.peer, Some(change.key.digest())).await?;
+        for earlier in letters.iter().filter(|letter| letter.shard == SHARD) {
+            self.dead_letters.remove(lane.route, lane.peer, earlier).await?;
+        }
+        self.dead_letters.keep(lane, change, version, Reason::Refused, why).await
     }
 
     /// Notes a failure and waits.

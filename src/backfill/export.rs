@@ -14,7 +14,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// A page has no more bytes of lines than about this, as a page of a scan.
 const PAGE: usize = 1 << 20;
@@ -141,6 +141,14 @@ impl Export {
     #[must_use]
     pub fn segments(&self) -> u32 {
         u32::try_from(self.files.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Whether deletes since then are still known at a time.
+    pub(super) fn fresh(&self, by: SystemTime, retention: Duration) -> Result<(), SourceError> {
+        if self.at + retention < by {
+            return Err(SourceError::TooOld(humantime::format_rfc3339_seconds(self.at).to_string()));
+        }
+        Ok(())
     }
 
     /// A data file from a line on.

@@ -121,8 +121,8 @@ pub enum BackfillError {
         /// Its start.
         start: String,
     },
-    /// Another backfill of the same peers is under way.
-    #[error("a backfill of this route is under way {0}; leave that out, or begin anew with --restart")]
+    /// Another backfill of the same route is under way or done.
+    #[error("the backfill of this route is one {0}; ask for the same, or begin anew with --restart")]
     Other(String),
     /// What the backfill rests on is not there any more.
     #[error(
@@ -146,12 +146,6 @@ pub enum BackfillError {
         /// When the route first saw the stream.
         pinned: String,
     },
-    /// The export is so old that deletes since then may be forgotten.
-    #[error(
-        "the export is of {0}, longer ago than tombstones are kept (tombstone_retention): what was deleted since then could \
-             come back. Export the table again"
-    )]
-    ExportTooOld(String),
     /// The source.
     #[error("{0}")]
     Source(#[from] SourceError),

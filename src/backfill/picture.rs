@@ -108,6 +108,6 @@ impl Picture {
     #[must_use]
     pub fn left(&self, rate: f64) -> Option<Duration> {
         let items = self.items_expected.checked_sub(self.totals.items).filter(|items| *items > 0)?;
-        (rate > 0.0).then(|| Duration::from_secs_f64(items as f64 / rate))
+        Duration::try_from_secs_f64(items as f64 / rate).ok().filter(|_| rate > 0.0)
     }
 }

@@ -1,7 +1,8 @@
 //! The rows of a backfill in the state table: what it is, and how far each segment is.
 //!
 //! Every change of a segment is one conditional write, on the owner and the epoch of whoever holds it. What a segment
-//! was about to create is written down before, so that whoever goes on after a crash can see to it ([`Rows::keys`]).
+//! was about to create is written down before, so that whoever goes on after a crash can see to it
+//! ([`Held::earlier_keys`]).
 //!
 //! Rows: `backfill#<route>` / `<scope>#job` and `<scope>#segment#<run>#<number>`, where the scope is a peer's name or `*`
 //! for all of the route's; and `backfill-keys#<route>` / `<scope>#<run>#<number>#<epoch>`.
@@ -15,6 +16,7 @@ use crate::state::{EXPIRES, Row, SK, StateTable, get_number, get_text, key, numb
 use aws_sdk_dynamodb::operation::update_item::builders::UpdateItemFluentBuilder;
 use aws_sdk_dynamodb::primitives::Blob;
 use aws_sdk_dynamodb::types::{AttributeValue, ReturnValue};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -28,6 +30,7 @@ const CURSOR: &str = "cursor";
 const DONE: &str = "done";
 const TOTALS: &str = "totals";
 const RUN: &str = "run";
+const PEERS: &str = "peers";
 /// Keys compress well at any level; they are written once for each page.
 const LEVEL: i32 = 1;
 
@@ -40,6 +43,8 @@ pub struct Job {
     pub source: String,
     /// The source table's id, which another table of the same name does not have.
     pub table: String,
+    /// The peers' names, each with its table's id.
+    pub peers: BTreeMap<String, String>,
     /// The label of the stream that was pinned before anything was read.
     pub stream: String,
     /// How many parts the source is read in.
@@ -237,27 +242,38 @@ impl Rows {
         Ok(Some(Held { rows: self.clone(), run, sort, segment }))
     }
 
-    /// Removes the rows of segments of an earlier run.
+    /// The segments of the runs before one: who holds each, and what [`Rows::forget`] takes. Strongly consistent.
     ///
     /// # Errors
-    /// The failure of a call.
-    pub async fn forget(&self, known: &Known) -> Result<(), Failure> {
-        for segment in &known.segments {
-            let sort = format!("{}{:05}", segments(&self.scope, known.job.run), segment.number);
-            self.state.delete(key(&partition(&self.route), &sort)).await?;
-        }
-        Ok(())
+    /// The failure of the call.
+    pub async fn earlier(&self, run: u64) -> Result<Vec<(String, Option<String>)>, Failure> {
+        let prefix = format!("{}#segment#", self.scope);
+        let mut rows = self.state.rows(&partition(&self.route), &prefix, &[]).await?;
+        let end = segments(&self.scope, run);
+        rows.retain(|row| get_text(row, SK).is_some_and(|sort| sort < &*end));
+        let held = |row: &Row| Some((get_text(row, SK)?.to_owned(), get_text(row, OWNER).map(str::to_owned)));
+        Ok(rows.iter().filter_map(held).collect())
     }
 
-    /// What was about to be created in some segment of a run, or in all of them, by whoever held it: the keys, and what
-    /// [`Rows::forget_keys`] takes.
+    /// Removes the row of a segment of an earlier run.
+    ///
+    /// # Errors
+    /// The failure of the call.
+    pub async fn forget(&self, sort: &str) -> Result<(), Failure> {
+        self.state.delete(key(&partition(&self.route), sort)).await
+    }
+
+    /// What was about to be created in the runs before one: the keys, and what [`Rows::forget_keys`] takes.
     ///
     /// # Errors
     /// The failure of the call, or of a row that makes no sense.
-    pub async fn keys(&self, run: u64, number: Option<u32>) -> Result<Vec<(String, Vec<Key>)>, Failure> {
-        let segment = number.map(|number| format!("{number:05}#")).unwrap_or_default();
-        let prefix = format!("{}#{run:06}#{segment}", self.scope);
-        let rows = self.state.rows(&keys_partition(&self.route), &prefix, &[]).await?;
+    pub async fn earlier_keys(&self, run: u64) -> Result<Vec<(String, Vec<Key>)>, Failure> {
+        self.keys(&format!("{}#", self.scope), &format!("{}#{run:06}#", self.scope)).await
+    }
+
+    async fn keys(&self, prefix: &str, end: &str) -> Result<Vec<(String, Vec<Key>)>, Failure> {
+        let mut rows = self.state.rows(&keys_partition(&self.route), prefix, &[]).await?;
+        rows.retain(|row| get_text(row, SK).is_some_and(|sort| sort < end));
         let decoded =
             |row: &Row| Some((get_text(row, SK)?.to_owned(), decode(row.get("data")?.as_b().ok()?)?));
         rows.iter().map(|row| decoded(row).ok_or_else(|| bad("keys"))).collect()
@@ -307,6 +323,15 @@ impl Held {
         row.insert("data".to_owned(), AttributeValue::B(Blob::new(data)));
         row.insert(EXPIRES.to_owned(), number((now + keep).as_secs()));
         self.rows.state.put(row).await
+    }
+
+    /// What was about to be created by those who held the segment before: the keys, and what [`Rows::forget_keys`] takes.
+    ///
+    /// # Errors
+    /// The failure of the call, or of a row that makes no sense.
+    pub async fn earlier_keys(&self) -> Result<Vec<(String, Vec<Key>)>, Failure> {
+        let prefix = format!("{}#{:06}#{:05}#", self.rows.scope, self.run, self.segment.number);
+        self.rows.keys(&prefix, &self.keys_sort()).await
     }
 
     /// The sort key of what this holder writes down.
@@ -408,11 +433,13 @@ fn seconds(time: SystemTime) -> AttributeValue {
 }
 
 fn job_row(job: &Job) -> Row {
+    let peers = job.peers.iter().map(|(name, table)| (name.clone(), text(table))).collect();
     let mut row = Row::from([
         (RUN.to_owned(), number(job.run)),
         ("source".to_owned(), text(&job.source)),
         ("table".to_owned(), text(&job.table)),
         ("stream".to_owned(), text(&job.stream)),
+        (PEERS.to_owned(), AttributeValue::M(peers)),
         ("segments".to_owned(), number(job.segments)),
         ("on_existing".to_owned(), text(job.existing.name())),
         ("items".to_owned(), number(job.items)),
@@ -437,6 +464,7 @@ fn job(row: &Row) -> Result<Job, Failure> {
         source: words("source")?.to_owned(),
         table: words("table")?.to_owned(),
         stream: words("stream")?.to_owned(),
+        peers: row.get(PEERS).and_then(peers).ok_or_else(|| bad(PEERS))?,
         segments: get_number(row, "segments").ok_or_else(|| bad("segments"))?,
         existing: OnExisting::ALL
             .into_iter()
@@ -453,6 +481,11 @@ fn job(row: &Row) -> Result<Job, Failure> {
         },
         since: time("since")?,
     })
+}
+
+fn peers(value: &AttributeValue) -> Option<BTreeMap<String, String>> {
+    let peer = |(name, table): (&String, &AttributeValue)| Some((name.clone(), table.as_s().ok()?.clone()));
+    value.as_m().ok()?.iter().map(peer).collect()
 }
 
 /// A segment's row; `sort` is the end of its sort key.
@@ -497,6 +530,7 @@ mod tests {
                 source: word("scan"),
                 table: word("id"),
                 stream: word("label"),
+                peers: BTreeMap::from([(word("b"), word("id of b")), (word("c"), String::new())]),
                 segments: 8,
                 existing: OnExisting::Keep,
                 items: 5,

@@ -87,7 +87,8 @@ impl TableScan {
             }
         };
         self.limit.succeeded();
-        let read_units = answer.consumed_capacity.and_then(|cost| cost.capacity_units).unwrap_or_default();
+        let read_units = answer.consumed_capacity.and_then(|cost| cost.capacity_units);
+        let read_units = read_units.filter(|units| units.is_finite() && *units >= 0.0).unwrap_or_default();
         if let Some(units) = &self.units {
             units.owe(read_units);
         }

@@ -11,6 +11,7 @@ use super::source::{Batch, Reading, Source, SourceError};
 use crate::clock::Clock;
 use crate::failure::{Action, Failure};
 use crate::item::{Digest, Item};
+use crate::lease::heart::Heart;
 use crate::peer::Seeded;
 use crate::retry::{self, Jitter, Pauses, Policy};
 use crate::telemetry::metrics::Metrics;
@@ -29,13 +30,16 @@ const MOST: u16 = 1000;
 /// A page that took longer is too large, and one that took less than a tenth of it too small.
 const LONG: Duration = Duration::from_secs(10);
 
+/// What a page of an export brings back must be known as deleted for so long at least: the page takes its time.
+const ROOM: Duration = Duration::from_secs(900);
+
 /// What the segments of a process share.
 pub(super) struct Shared {
     pub(super) route: String,
     pub(super) source: Source,
     pub(super) copier: Copier,
     pub(super) rows: Rows,
-    pub(super) run: u64,
+    pub(super) heart: Arc<Heart>,
     /// What is written down is of use for as long as tombstones are kept.
     pub(super) keep: Duration,
     pub(super) clock: Clock,
@@ -89,6 +93,8 @@ impl Shared {
             if self.drain.is_cancelled() {
                 return Ok(End::Rested);
             }
+            let by = self.clock.now() + ROOM;
+            self.source.fresh(by, self.keep).map_err(End::Failed)?;
             let begun = Instant::now();
             let batch = self.read(&mut reading, most, fence).await?;
             let Batch { items, cursor, read_units } = batch;
@@ -126,10 +132,11 @@ impl Shared {
 
     /// What was about to be created by those who held the segment before and may not have looked at the ledger.
     async fn see_to_the_dead(&self, held: &Held, fence: &CancellationToken) -> Result<(), End> {
-        let number = held.segment().number;
-        let written = self.state(fence, || self.rows.keys(self.run, Some(number))).await?;
-        for (sort, keys) in written {
+        for (sort, keys) in self.state(fence, || held.earlier_keys()).await? {
             self.copier.settle(&keys, fence).await?;
+            if self.heart.fence().is_none() {
+                return Err(End::Lost);
+            }
             self.state(fence, || self.rows.forget_keys(&sort)).await?;
         }
         Ok(())

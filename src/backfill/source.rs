@@ -8,6 +8,7 @@ use crate::item::Item;
 use crate::state::{Row, number};
 use aws_sdk_dynamodb::types::AttributeValue;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 /// Where items come from.
 #[derive(Debug)]
@@ -48,12 +49,26 @@ pub enum SourceError {
     /// An export that cannot be used.
     #[error("the export cannot be used: {0}")]
     Export(String),
+    /// An export that is so old that deletes since then may be forgotten.
+    #[error(
+        "the export is of {0}, as long ago as tombstones are kept (tombstone_retention), or nearly so: what was deleted \
+         since then could come back. Export the table again"
+    )]
+    TooOld(String),
     /// What is saved of a segment is of another kind of source.
     #[error("the saved place in the source makes no sense; begin anew with --restart")]
     Place,
 }
 
 impl Source {
+    /// Whether deletes since the items were as they are read are still known at a time.
+    pub(super) fn fresh(&self, by: SystemTime, retention: Duration) -> Result<(), SourceError> {
+        match self {
+            Self::Scan(_) => Ok(()),
+            Self::Export(export) => export.fresh(by, retention),
+        }
+    }
+
     pub(super) fn open(&self, segment: u32, cursor: Option<&Cursor>) -> Result<Reading, SourceError> {
         match (self, cursor) {
             (Self::Scan(_), None) => Ok(Reading::Scan(segment, None)),

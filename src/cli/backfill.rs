@@ -255,6 +255,7 @@ mod tests {
             run: 1,
             source: "scan".to_owned(),
             table: "id".to_owned(),
+            peers: std::collections::BTreeMap::new(),
             stream: "label".to_owned(),
             segments: 8,
             existing: OnExisting::Fail,

@@ -402,11 +402,10 @@ impl Peer {
             .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
         let request = match expect {
             Expect::Seen(text) => self.with_seen(request.condition_expression(SEEN), text),
-            Expect::Absent
-            | Expect::Older
-            | Expect::AbsentOrOlder
-            | Expect::OlderStamp
-            | Expect::Unstamped => self.with_older(request.condition_expression(OVERWRITABLE), version),
+            Expect::OlderStamp => self.with_older(request.condition_expression(OLDER_STAMP), version),
+            Expect::Absent | Expect::Older | Expect::AbsentOrOlder | Expect::Unstamped => {
+                self.with_older(request.condition_expression(OVERWRITABLE), version)
+            }
         };
         let answer = request.send().await;
         self.answer(answer, version, |error| match error {

@@ -3,9 +3,11 @@
 //!
 //! Unlike a change, such an item may meet what an application wrote at the peer itself; what becomes of that is the
 //! operator's choice ([`OnExisting`]). A write of ours that is there with the same version and another content is from an
-//! earlier backfill, and no change has come since: it is brought up to date, so that a backfill can be repeated.
+//! earlier backfill, and no change has come since: on a one-way route it is brought up to date, so that a backfill can be
+//! repeated. In a group it stays, because the member's own walker would take a write that does not raise the version for
+//! an application's; the stream brings the change.
 
-use super::{Answer, Expect, Found, Outcome, Peer, ROUNDS, StepError, contended};
+use super::{Answer, Expect, Found, Peer, ROUNDS, StepError, contended};
 use crate::item::{Item, Key};
 use crate::version::{Mark, Stamp, Version};
 
@@ -56,7 +58,7 @@ pub enum Seeded {
     Created,
     /// There was an older one of ours.
     Updated,
-    /// It was there, of this very version.
+    /// It was there, of this very version; in a group also with older content, which the stream brings up to date.
     Unchanged,
     /// Something newer of ours is there.
     Newer,
@@ -96,6 +98,7 @@ impl Peer {
                 Found::Nothing => (Expect::Absent, Seeded::Created),
                 Found::Older => (Expect::OlderStamp, Seeded::Updated),
                 Found::Newer(_) => return Ok(Seeded::Newer),
+                Found::Same(_) if group => return Ok(Seeded::Unchanged),
                 // Perhaps of a worker that died before it read the ledger.
                 Found::Same(there) if there.digest == stamp.digest || there.mark == Mark::Deleted => {
                     return self.unless_deleted(seed, Seeded::Unchanged).await;
@@ -116,12 +119,22 @@ impl Peer {
     }
 
     /// Reads the tombstone of a key whose item a seed may have brought back, and deletes it again when that is newer;
-    /// whether it was.
+    /// whether it was. What an application put there since stays.
     ///
     /// # Errors
     /// Any failure but that of a condition; the step can be repeated.
     pub async fn settle(&self, key: &Key, version: Version) -> Result<bool, StepError> {
-        Ok(self.after_creation(key, version).await? == Outcome::Superseded)
+        let Some(tombstone) = self.tombstone(key).await?.filter(|tombstone| *tombstone > version) else {
+            return Ok(false);
+        };
+        for _ in 0..ROUNDS {
+            match self.send_delete(key, tombstone, &Expect::OlderStamp).await? {
+                // It became so since the condition was looked at.
+                Answer::Found(Found::Older) => {}
+                Answer::Done | Answer::Found(_) => return Ok(true),
+            }
+        }
+        Err(contended())
     }
 
     async fn unless_deleted(&self, seed: Seed<'_>, done: Seeded) -> Result<Seeded, StepError> {

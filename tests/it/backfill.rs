@@ -271,7 +271,7 @@ async fn another_backfill_is_not_mixed_up_with_this_one() {
         other.end().await.unwrap_err().to_string()
     };
     let segments = refused(Request { segments: Some(5), ..request() }).await;
-    assert!(segments.contains("under way in 4 segments"), "{segments}");
+    assert!(segments.contains("is one in 4 segments"), "{segments}");
     let busy = refused(Request { restart: true, ..request() }).await;
     assert!(busy.contains("works on this backfill"), "{busy}");
     // One for a single peer is another one.
@@ -283,6 +283,39 @@ async fn another_backfill_is_not_mixed_up_with_this_one() {
     assert_eq!((ended, picture.totals.items), (Ended::Done, 200));
     assert!(stage.world.all_equal());
     worker.stop().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_came_later_is_not_taken_for_one_that_was_copied_to() {
+    let stage = Stage::new();
+    let world = &stage.world;
+    stage.fill(20).await;
+    let text = world.config_text(LATEST, "").replace("to = [\"b\", \"c\"]", "to = [\"b\"]");
+    let text = text + "[[route]]\nname = \"other\"\nfrom = \"source\"\nto = [\"c\"]\n";
+    let config = Config::parse(&text, "test.toml", &|_| None).unwrap_or_else(|report| panic!("{report}"));
+    let drain = CancellationToken::new();
+    let first = Backfill::build(config, request(), world.options(true), None, drain).await.unwrap();
+    assert_eq!(Box::pin(first.run(watch::channel(None).0)).await.unwrap(), Ended::Done);
+    let refused = stage.start(request()).await.end().await.unwrap_err().to_string();
+    assert!(refused.contains("to b") && refused.contains("--restart"), "{refused}");
+    let (ended, _) = stage.run(Request { restart: true, ..request() }).await;
+    assert_eq!(ended, Ended::Done);
+    assert!(world.all_equal());
+    // Nor is a table that was made again the one that was copied to.
+    let owner = crate::sandbox_support::Client::admin(&world.sandbox, crate::world::PEERS[0].0);
+    owner.db.delete_table().table_name("orders-copy").send().await.unwrap();
+    let (account, region) = crate::world::PEERS[0];
+    eventually("it is gone", || {
+        world.sandbox.create_table(account, region, "orders-copy", &["id"], None).is_ok()
+    })
+    .await;
+    let policy = crate::world::resource_policy(&world.peers[0], &["DescribeTable", "PutItem", "DeleteItem"]);
+    world.sandbox.put_resource_policy(&world.peers[0], &policy).unwrap();
+    let replaced = stage.start(request()).await.end().await.unwrap_err().to_string();
+    assert!(replaced.contains("a peer's table was deleted and made again"), "{replaced}");
+    let (ended, _) = stage.run(Request { peer: Some("b".to_owned()), ..request() }).await;
+    assert_eq!(ended, Ended::Done, "it is one of its own");
+    assert!(world.all_equal());
 }
 
 /// What the stamp attribute of an item at a table is.

@@ -1,8 +1,8 @@
 //! Bad days: what is deleted, rewritten, throttled, cut off or killed while a backfill runs.
 
-use super::{Process, Stage, request};
+use super::{Process, Stage, put_at, request};
 use crate::sandbox_support::s;
-use crate::world::{HOME, PEERS, SOURCE, eventually, with};
+use crate::world::{HOME, PEERS, SOURCE, Worker, eventually, with};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::json;
@@ -31,28 +31,34 @@ async fn what_is_deleted_during_the_scan_stays_deleted() {
 
 /// The put of a scanned item that is deleted meanwhile takes effect, and its process dies before it reads the ledger. No
 /// scan would ever show that item again.
+async fn brought_back(stage: &Stage) -> Worker {
+    let world = &stage.world;
+    stage.fill(40).await;
+    let worker = stage.service().await;
+    let faults = world.sandbox.faults();
+    let (peer, key) = (PEERS[0].0, json!({ "S": "k5" }));
+    faults.add(Rule::new(Effect::DelayMs(3000)).operation("PutItem").account(peer).key(key));
+    let process = stage.start(request()).await;
+    let copied = || world.items(&world.peers[0]).len();
+    eventually("all but one are copied", || copied() == 39).await;
+    world.delete("k5").await;
+    eventually("the stream has deleted it", || world.rows("ledger#b#").len() == 1).await;
+    faults.add(Rule::new(Effect::DropRequest).operation("BatchGetItem").account(HOME));
+    eventually("the put takes effect", || copied() == 40).await;
+    process.kill().await;
+    faults.clear();
+    worker
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_item_that_a_dead_process_brought_back_is_deleted_again() {
     for restart in [false, true] {
         let stage = Stage::new();
         let world = &stage.world;
-        stage.fill(40).await;
-        let worker = stage.service().await;
-        let faults = world.sandbox.faults();
-        let (peer, key) = (PEERS[0].0, json!({ "S": "k5" }));
-        faults.add(Rule::new(Effect::DelayMs(3000)).operation("PutItem").account(peer).key(key));
-        let process = stage.start(request()).await;
-        let copied = || world.items(&world.peers[0]).len();
-        eventually("all but one are copied", || copied() == 39).await;
-        world.delete("k5").await;
-        eventually("the stream has deleted it", || world.rows("ledger#b#").len() == 1).await;
-        faults.add(Rule::new(Effect::DropRequest).operation("BatchGetItem").account(HOME));
-        eventually("the put takes effect", || copied() == 40).await;
-        process.kill().await;
-        faults.clear();
+        let worker = brought_back(&stage).await;
         let (ended, _) = stage.run(Request { restart, ..request() }).await;
         assert_eq!(ended, Ended::Done);
-        assert!(world.all_equal(), "restart {restart}: {} items", copied());
+        assert!(world.all_equal(), "restart {restart}");
         worker.stop().await.unwrap();
     }
 }
@@ -156,6 +162,13 @@ async fn the_largest_items_are_copied_and_those_that_the_stamp_makes_too_large_a
     assert_eq!(letters[0]["shard"]["S"], "backfill");
     assert_eq!(letters[0]["version"]["S"], "0000000000000000.00");
     worker.stop().await.unwrap();
+    // Scanned again with other content, its letter takes the place of the first.
+    let item = with("too large", &[("value", s(&"y".repeat(400 * 1024 - 20)))]);
+    world.app.db.put_item().table_name("orders").set_item(Some(item)).send().await.unwrap();
+    stage.run(Request { restart: true, ..request() }).await;
+    let again = world.rows("dead#copy#b");
+    assert_eq!(again.len(), letters.len());
+    assert_ne!(again[0]["data"], letters[0]["data"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -209,5 +222,59 @@ async fn a_network_that_is_cut_for_an_hour_costs_an_hour() {
     assert_eq!(process.end().await.unwrap(), Ended::Done);
     assert!(begun.elapsed() < Duration::from_secs(120), "{:?}", begun.elapsed());
     world.until_equal().await;
+    worker.stop().await.unwrap();
+}
+
+/// The service comes hours after the backfill, when the shards that the backfill pinned are closed and have children.
+#[tokio::test(start_paused = true)]
+async fn what_changes_between_the_backfill_and_a_service_that_comes_later_is_applied_though_its_shard_is_closed()
+ {
+    let stage = Stage::new();
+    let world = &stage.world;
+    stage.fill(20).await;
+    let (ended, _) = stage.run(request()).await;
+    assert_eq!(ended, Ended::Done);
+    for item in 0..5 {
+        world.put(&format!("k{item}"), "changed").await;
+        world.delete(&format!("k{}", item + 5)).await;
+    }
+    world.sandbox.roll_over(&world.source, None).unwrap();
+    tokio::time::sleep(Duration::from_secs(3 * 3600)).await;
+    let worker = stage.service().await;
+    world.until_equal().await;
+    assert_eq!(worker.metric("shardwalker_gaps_total", &[]), 0.0);
+    worker.stop().await.unwrap();
+}
+
+/// As when an item was brought back by a process that died; but then an application of the peer puts one of its own.
+#[tokio::test(start_paused = true)]
+async fn what_the_peers_application_put_after_a_crash_is_not_taken_for_what_was_brought_back() {
+    let stage = Stage::new();
+    let world = &stage.world;
+    let worker = brought_back(&stage).await;
+    put_at(world, PEERS[0].0, "orders-copy", "k5", "theirs").await;
+    let (ended, _) = stage.run(request()).await;
+    assert_eq!(ended, Ended::Done);
+    let items = world.sandbox.items(&world.peers[0]).unwrap();
+    let theirs = items.iter().find(|item| item["id"]["S"] == "k5").map(|item| &item["value"]["S"]);
+    assert_eq!(theirs, Some(&json!("theirs")));
+    worker.stop().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_restart_did_not_see_to_before_it_died_is_left_to_the_next_process() {
+    let stage = Stage::new();
+    let world = &stage.world;
+    let worker = brought_back(&stage).await;
+    let faults = world.sandbox.faults();
+    faults.add(Rule::new(Effect::DropRequest).operation("BatchGetItem").account(HOME));
+    let restart = stage.start(Request { restart: true, ..request() }).await;
+    let second = || world.rows("backfill#copy").iter().any(|row| row["run"]["N"] == "2");
+    eventually("it begins anew", second).await;
+    restart.kill().await;
+    faults.clear();
+    let (ended, picture) = stage.run(request()).await;
+    assert_eq!((ended, picture.run), (Ended::Done, 2));
+    assert!(world.all_equal());
     worker.stop().await.unwrap();
 }

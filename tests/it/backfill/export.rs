@@ -141,5 +141,5 @@ async fn exports_that_would_lose_or_bring_back_something_are_refused() {
     summary(folder.path(), &good);
     tokio::time::sleep(Duration::from_secs(8 * 86_400)).await;
     let old = refused(&folder).await.unwrap();
-    assert!(old.contains("longer ago than tombstones are kept"), "{old}");
+    assert!(old.contains("as long ago as tombstones are kept"), "{old}");
 }
