@@ -130,11 +130,11 @@ impl Running {
 /// Puts a second at the two other members, of changes that are there in one member's stream.
 async fn throughput(records: usize, group: bool) -> anyhow::Result<f64> {
     let stage = stage().await?;
-    fill(&stage, records, 1).await?;
     for member in 0..MEMBERS {
+        fill(&stage, member, records, 1).await?;
         stage.stream_of(member).await?;
     }
-    fill_one(&stage, 0, records, 2).await?;
+    fill(&stage, 0, records, 2).await?;
     let puts = records * (MEMBERS - 1);
     let (seen, reached) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
     let mut options = stage.options(1);
@@ -170,20 +170,8 @@ async fn stage() -> anyhow::Result<Stage> {
     Stage::new(options, MEMBERS - 1)
 }
 
-async fn fill(stage: &Stage, records: usize, revision: u32) -> anyhow::Result<()> {
-    for member in 0..MEMBERS {
-        fill_one(stage, member, records, revision).await?;
-    }
-    Ok(())
-}
-
-async fn fill_one(stage: &Stage, member: usize, records: usize, revision: u32) -> anyhow::Result<()> {
-    let (client, table) = (stage.client(member)?, settings::table(member).table);
-    for index in 0..records {
-        let item = records::item(index, revision).0;
-        client.put_item().table_name(&table).set_item(Some(item)).send().await?;
-    }
-    Ok(())
+async fn fill(stage: &Stage, member: usize, records: usize, revision: u32) -> anyhow::Result<()> {
+    records::fill(&stage.client(member)?, &settings::table(member).table, records, revision).await
 }
 
 /// When each write was answered to its application, and the lags of its copies.

@@ -42,7 +42,7 @@ use stage::Stage;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tap::{tapped, watched};
+use tap::{operation, tapped, watched};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -130,10 +130,13 @@ impl Course {
         let (endpoint, course) = (self.endpoint.clone(), Arc::clone(self));
         let way = move |http: SharedHttpClient| {
             let forked = tapped(http, move |state, request| {
-                let to_state = request.body().bytes().is_some_and(|body| {
-                    body.starts_with(b"{\"TableName\":\"state\"")
-                        || body.starts_with(b"{\"RequestItems\":{\"state\"")
-                });
+                // The table's making names it last.
+                let made = operation(&request) == "CreateTable";
+                let to_state = made
+                    || request.body().bytes().is_some_and(|body| {
+                        body.starts_with(b"{\"TableName\":\"state\"")
+                            || body.starts_with(b"{\"RequestItems\":{\"state\"")
+                    });
                 if to_state { state.call(request) } else { endpoint.call(request) }
             });
             watched(forked, move |_| {

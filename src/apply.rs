@@ -1,20 +1,22 @@
 //! What a route does with a change: pure.
 //!
-//! On a one-way route every change with a new image is a put and every removal a delete; the source's own
-//! stamps play no part but in the clock. Deletes by the time-to-live service are forwarded as configured.
+//! On a one-way route every change with a new image is a put and every removal a delete, as far as the route's
+//! [`shape`](crate::shape) lets the item through; the source's own stamps play no part but in the clock. Deletes by the
+//! time-to-live service are forwarded as configured.
 
 use crate::change::{Change, Event};
-use crate::item::Item;
+use crate::item::{Item, Key};
+use crate::shape::{Judged, Shape, Unshaped};
+use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 /// What to do at a peer with one change.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Step<'a> {
-    /// Put this content, unless something newer is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// Put the item as [`Rules::item`] has it, unless something newer is there.
     Put {
-        /// The item without a stamp.
-        content: &'a Item,
-        /// Whether the change created the item at its source, so that it is likely absent at the peer too.
+        /// Whether the change created the item, so that it is likely absent at the peer too.
         creates: bool,
     },
     /// Delete the item, unless something newer is there.
@@ -30,29 +32,65 @@ pub enum Skip {
     TtlDelete,
     /// It happened before the time at which the route starts.
     BeforeStart,
+    /// The route's filter lets neither image through.
+    Filtered,
 }
 
 /// What a route's config says about single changes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Rules {
     /// Whether deletes by the time-to-live service are forwarded.
     pub ttl_deletes: bool,
     /// Changes from before this are left out.
     pub not_before: Option<SystemTime>,
+    /// What the peers get of items; `None` for all of them, as they are.
+    pub shape: Option<Arc<Shape>>,
+}
+
+impl Rules {
+    /// The key at the peers.
+    ///
+    /// # Errors
+    /// That there is none.
+    pub fn key<'k>(&self, key: &'k Key) -> Result<Cow<'k, Key>, Unshaped> {
+        self.shape.as_ref().map_or(Ok(Cow::Borrowed(key)), |shape| shape.key(key).map(Cow::Owned))
+    }
+
+    /// An item at the peers, with its key.
+    ///
+    /// # Errors
+    /// That it cannot be shaped.
+    pub fn item<'i>(
+        &self,
+        key: &'i Key,
+        content: &'i Item,
+    ) -> Result<(Cow<'i, Key>, Cow<'i, Item>), Unshaped> {
+        let Some(shape) = &self.shape else { return Ok((Cow::Borrowed(key), Cow::Borrowed(content))) };
+        shape.item(content).map(|(key, item)| (Cow::Owned(key), Cow::Owned(item)))
+    }
 }
 
 /// The step of a one-way route for one change.
-#[must_use]
-pub fn plan<'a>(change: &'a Change, rules: &Rules) -> Step<'a> {
+///
+/// # Errors
+/// That the route's filter cannot judge it.
+pub fn plan(change: &Change, rules: &Rules) -> Result<Step, Unshaped> {
     if rules.not_before.is_some_and(|start| change.created < start) {
-        return Step::Skip(Skip::BeforeStart);
+        return Ok(Step::Skip(Skip::BeforeStart));
     }
-    match (change.event, &change.new) {
-        (Event::Insert | Event::Modify, Some(image)) => {
-            Step::Put { content: &image.content, creates: change.event == Event::Insert }
-        }
-        (Event::Remove, _) if change.by_ttl && !rules.ttl_deletes => Step::Skip(Skip::TtlDelete),
+    if change.event == Event::Remove && change.by_ttl && !rules.ttl_deletes {
+        return Ok(Step::Skip(Skip::TtlDelete));
+    }
+    if let Some(shape) = &rules.shape {
+        return Ok(match shape.judge(change)? {
+            Judged::Put { creates } => Step::Put { creates },
+            Judged::Delete => Step::Delete,
+            Judged::Skip => Step::Skip(Skip::Filtered),
+        });
+    }
+    Ok(match (change.event, &change.new) {
+        (Event::Insert | Event::Modify, Some(_)) => Step::Put { creates: change.event == Event::Insert },
         // Decoding gives every insert and modify its new image.
         (Event::Remove | Event::Insert | Event::Modify, _) => Step::Delete,
-    }
+    })
 }

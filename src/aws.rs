@@ -5,6 +5,8 @@
 //! layer), and every call has a time limit.
 
 use crate::config::Access;
+use aws_config::profile::ProfileFileCredentialsProvider;
+use aws_config::provider_config::ProviderConfig;
 use aws_config::sts::AssumeRoleProvider;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region, SdkConfig};
@@ -65,9 +67,28 @@ impl Aws {
         clients
     }
 
+    /// The credentials for an access; `None` when the chain has none to try.
+    pub async fn credentials(&self, access: &Access) -> Option<SharedCredentialsProvider> {
+        self.with_role(access).await.credentials_provider()
+    }
+
     async fn make(&self, access: &Access) -> Clients {
+        let config = self.with_role(access).await;
+        let with_endpoint = |endpoint: &Option<String>| match endpoint {
+            Some(url) => config.to_builder().endpoint_url(url).build(),
+            None => config.clone(),
+        };
+        let streams = access.streams_endpoint.as_ref().or(access.endpoint.as_ref()).cloned();
+        Clients {
+            tables: aws_sdk_dynamodb::Client::new(&with_endpoint(&access.endpoint)),
+            streams: aws_sdk_dynamodbstreams::Client::new(&with_endpoint(&streams)),
+        }
+    }
+
+    /// With the credentials of the access's role, when it has one.
+    async fn with_role(&self, access: &Access) -> SdkConfig {
         let config = self.sdk_config(access).await;
-        let config = match &access.assume_role {
+        match &access.assume_role {
             None => config,
             Some(role) => {
                 let sts = match &role.sts_endpoint {
@@ -85,15 +106,6 @@ impl Aws {
                 let provider = SharedCredentialsProvider::new(provider.build().await);
                 config.to_builder().credentials_provider(provider).build()
             }
-        };
-        let with_endpoint = |endpoint: &Option<String>| match endpoint {
-            Some(url) => config.to_builder().endpoint_url(url).build(),
-            None => config.clone(),
-        };
-        let streams = access.streams_endpoint.as_ref().or(access.endpoint.as_ref()).cloned();
-        Clients {
-            tables: aws_sdk_dynamodb::Client::new(&with_endpoint(&access.endpoint)),
-            streams: aws_sdk_dynamodbstreams::Client::new(&with_endpoint(&streams)),
         }
     }
 
@@ -121,7 +133,13 @@ impl Aws {
         if let Some(credentials) = &self.base.credentials {
             loader = loader.credentials_provider(credentials.clone());
         } else if let Some(profile) = &access.profile {
-            loader = loader.profile_name(profile);
+            // The default chain would take keys of the environment before it.
+            let mut about = ProviderConfig::default().with_region(Some(Region::new(access.region.clone())));
+            if let Some(http) = &self.base.http {
+                about = about.with_http_client(http.clone());
+            }
+            let provider = ProfileFileCredentialsProvider::builder().configure(&about).profile_name(profile);
+            loader = loader.profile_name(profile).credentials_provider(provider.build());
         }
         loader.load().await
     }

@@ -86,7 +86,7 @@ pub struct Change {
     pub new: Option<Image>,
     /// Whether the time-to-live service deleted the item.
     pub by_ttl: bool,
-    /// Bytes of the record, for bounds on memory.
+    /// Bytes that it takes in memory, about.
     pub size: usize,
 }
 
@@ -137,7 +137,6 @@ impl Change {
             new_image,
             old_image,
             sequence_number,
-            size_bytes,
             stream_view_type,
         } = body;
         let text = sequence_number.ok_or_else(|| missing("?", "sequence number"))?;
@@ -162,11 +161,9 @@ impl Change {
             let view = stream_view_type.unwrap_or_else(|| "unknown".to_owned());
             return Err(DecodeError::NoImage { sequence: text, view });
         }
-        // What the stream says is the encoded size of the record; the parts may be larger once decoded.
-        let size = size_bytes.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or_else(|| {
-            let image = |i: &Option<Image>| i.as_ref().map_or(0, |i| i.content.size());
-            key.attributes().size() + image(&old) + image(&new)
-        });
+        // What the stream says is the encoded size, and the parts are larger once decoded.
+        let image = |i: &Option<Image>| i.as_ref().map_or(0, |i| i.content.footprint());
+        let size = size_of::<Self>() + key.attributes().footprint() + image(&old) + image(&new);
         Ok(Self { sequence, created, key, event, old, new, by_ttl, size })
     }
 

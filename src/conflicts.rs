@@ -1,24 +1,24 @@
 //! The conflict journal: writes of one member that lost to another's, kept in the state table for a while, or in a file.
 //!
 //! Two writes conflict when neither writer had seen the other's. The last writer wins, and what the other wrote is
-//! gone from the tables; here it is said which, and what. A row's key is a function of the write that lost, so a replay
-//! writes the same row again. In a file it may so come twice.
+//! gone from the tables; here it is said which, and what. A row's key is a function of the write that lost and of the
+//! member that won, so a replay writes the same row again. In a file it may so come twice.
 //!
 //! Rows: `conflict#<group>#<x>`, x the first digit of the key's digest, so that they spread / `<loser's
-//! version>#<key digest>`. They expire after a week.
+//! version>#<key digest>#<winner>`. They expire after a week.
 
 use crate::clock::Clock;
 use crate::config::{self, Conflicts};
 use crate::failure::{Class, Failure};
 use crate::item::{Item, Key};
 use crate::json;
-use crate::state::{EXPIRES, Row, StateTable, get_number, get_text, key, number, text};
+use crate::state::{EXPIRES, Row, SK, StateTable, get_number, get_text, key, number, text};
 use crate::telemetry::metrics::Metrics;
 use crate::version::Version;
 use futures::future::try_join_all;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::io::AsyncWriteExt as _;
@@ -165,7 +165,11 @@ impl Journal {
         if let Some(file) = &self.file {
             let line = kept.document(&self.group, true).to_string() + "\n";
             return append(file, &line).await.map_err(|error| {
-                let what = format!("a conflict cannot be written to {}: {error}", file.display());
+                let what = format!(
+                    "a conflict cannot be written to the group's conflicts_file, {}: {error}; with conflicts = \"full\" the \
+                     change waits, so make room there, or start without conflicts_file",
+                    file.display()
+                );
                 Failure::new(Class::Unrecognised, "ConflictsFile", what)
             });
         }
@@ -176,8 +180,13 @@ impl Journal {
 }
 
 /// Opened for each line, so that the file may be rotated at any time.
-async fn append(file: &PathBuf, line: &str) -> std::io::Result<()> {
-    let mut file = tokio::fs::OpenOptions::new().append(true).create(true).open(file).await?;
+async fn append(file: &Path, line: &str) -> std::io::Result<()> {
+    let mut options = tokio::fs::OpenOptions::new();
+    options.append(true).create(true);
+    // It holds whole items.
+    #[cfg(unix)]
+    options.mode(0o600);
+    let mut file = options.open(file).await?;
     file.write_all(line.as_bytes()).await?;
     file.flush().await
 }
@@ -255,10 +264,14 @@ impl Kept {
         value
     }
 
+    fn sort(&self) -> String {
+        format!("{}#{}#{}", self.loser.version, self.key, self.winner.member)
+    }
+
     /// As a row, which never expires.
     fn row(&self, group: &str) -> Row {
         let digit = self.key.get(..1).unwrap_or_default();
-        let mut row = key(&partition(group, digit), &format!("{}#{}", self.loser.version, self.key));
+        let mut row = key(&partition(group, digit), &self.sort());
         let mut set = |name: &str, value: String| row.insert(name.to_owned(), text(value));
         set("key", self.key.clone());
         set("key_attributes", self.key_attributes.to_string());
@@ -279,18 +292,45 @@ impl Kept {
     }
 }
 
-/// The conflicts of a group that are kept, in the order of the losers' versions.
+/// What a conflict has beside the images.
+const PLAIN: [&str; 10] =
+    [SK, EXPIRES, "key", "how", "at", "found", "loser", "loser_version", "winner", "winner_version"];
+
+/// The newest conflicts of a group that are kept and match, `most` of them, in the order of the losers' versions; with
+/// what both members had written when they are to be `whole`.
 ///
 /// # Errors
 /// The failure of a call.
-pub async fn list(state: &StateTable, group: &str, now: Duration) -> Result<Vec<Kept>, Failure> {
+pub async fn list(
+    state: &StateTable,
+    group: &str,
+    now: Duration,
+    matches: impl Fn(&Kept) -> bool,
+    most: usize,
+    whole: bool,
+) -> Result<Vec<Kept>, Failure> {
     let digits = "0123456789abcdef".chars();
     let partitions = digits.map(|digit| partition(group, &digit.to_string()));
-    let rows = try_join_all(partitions.map(async |pk| state.rows(&pk, "", &[]).await)).await?;
     // TTL takes its time.
     let lives = |row: &Row| get_number::<u64>(row, EXPIRES).is_none_or(|expires| expires > now.as_secs());
-    let mut kept: Vec<Kept> = rows.iter().flatten().filter(|row| lives(row)).map(read).collect();
-    kept.sort_by(|a, b| (&a.loser.version, &a.key).cmp(&(&b.loser.version, &b.key)));
+    let wanted = |row: &Row| lives(row) && matches(&read(row));
+    let newest = partitions.map(|pk| {
+        let wanted = &wanted;
+        async move { state.newest(&pk, &PLAIN, most, wanted).await }
+    });
+    let rows = try_join_all(newest).await?;
+    let mut kept: Vec<Kept> = rows.iter().flatten().map(read).collect();
+    kept.sort_by_key(Kept::sort);
+    kept.drain(..kept.len().saturating_sub(most));
+    if whole {
+        for kept in &mut kept {
+            let digit = kept.key.get(..1).unwrap_or_default();
+            // One that has expired since stays as it is known.
+            if let Some(row) = state.get(&partition(group, digit), &kept.sort()).await? {
+                *kept = read(&row);
+            }
+        }
+    }
     Ok(kept)
 }
 

@@ -7,6 +7,10 @@ use crate::clock::Clock;
 use crate::config::{self, Config};
 use crate::conflicts::Journal;
 use crate::control::{Gates, Pause};
+use crate::failure::Failure;
+use crate::feed::Feed;
+use crate::feed::parquet::Schemas;
+use crate::feed::store::Store;
 use crate::group::apply::Membership;
 use crate::group::breaker::Breaker;
 use crate::guard::Guard;
@@ -16,7 +20,7 @@ use crate::peer::{Peer, PeerParts};
 use crate::state::StateTable;
 use crate::telemetry::metrics::Metrics;
 use std::sync::Arc;
-use tokio::sync::watch;
+use tokio::sync::{OnceCell, watch};
 
 /// Makes peers.
 pub struct Connector<'a> {
@@ -49,13 +53,30 @@ impl Connector<'_> {
         self.writer(route, index, found, gate, guard).await
     }
 
+    /// A feed as `route` writes to it. Sends nothing.
+    ///
+    /// # Errors
+    /// Why its place cannot be used.
+    pub async fn feed(&self, route: &config::Route, settings: &config::Feed) -> Result<Feed, Failure> {
+        let gate = self.gates.map(|gates| gates.gate(&route.name, &settings.name));
+        Ok(Feed {
+            member: self.config.members[route.from].name.clone(),
+            store: Store::open(settings, self.aws).await?,
+            gate: gate.unwrap_or_else(|| watch::channel(None).1),
+            schema: OnceCell::new(),
+            schemas: Schemas::new(self.state.clone(), &route.name, &settings.name),
+            held: Arc::default(),
+            settings: settings.clone(),
+        })
+    }
+
     /// What a route of a group has beside its peers; `None` on a one-way route.
     pub async fn membership(&self, route: &config::Route, found: &Found) -> Option<Membership> {
         route.group?;
         let number = |index: &usize| self.config.members[*index].number;
         Some(Membership {
             number: number(&route.from),
-            home: self.writer(route, route.from, found, None, None).await,
+            home: self.member(route, route.from, found).await,
             peers: route.to.iter().map(number).collect(),
             journal: self.journal(self.config.groups.get(route.group?)?),
             breaker: Breaker::new(&route.name, self.gates.cloned(), self.clock),
@@ -67,6 +88,11 @@ impl Connector<'_> {
         let members = members.map(|member| (member.number, member.name.clone())).collect();
         let (state, metrics) = (self.state.clone(), self.metrics.clone());
         Journal::new(group, members, state, self.clock, metrics)
+    }
+
+    /// The member at `index`, for commands that read it and now and then write. Sends nothing.
+    pub async fn member(&self, route: &config::Route, index: usize, found: &Found) -> Peer {
+        self.writer(route, index, found, None, None).await
     }
 
     /// A member, as `route` writes to it.
@@ -88,6 +114,8 @@ impl Connector<'_> {
             table: member.arn.to_string(),
             partition_key: found.keys.first().map(|(name, _)| name.clone()).unwrap_or_default(),
             stamp: route.stamp.clone(),
+            // What is written to the source, by a way back or a group, is told by its stamps.
+            pristine: route.pristine && index != route.from,
             max_drift: route.max_clock_drift,
             max_writes: route.max_writes.get(&index).copied(),
             gate,

@@ -4,12 +4,16 @@
 //! the [`Gates`] by which a running worker's lanes see whether they may start anything new. What is under way when
 //! a gate closes is finished; what was read waits, and nothing is lost while the stream keeps the records.
 //!
+//! A gate also stays closed while the items of a peer have another shape than the route's ([`accepted`]).
+//!
 //! Rows: `fleet` / `control#<route>#<peer>`, with `*` for all peers of a route.
 
 use crate::clock::Clock;
+use crate::cutover::standing;
 use crate::failure::Failure;
 use crate::lease::fleet::{CONTROL, FLEET};
 use crate::retry::{self, Jitter, Policy};
+use crate::shape::accepted::{self, Expected};
 use crate::state::{Row, SK, StateTable, get_text, key, text};
 use aws_sdk_dynamodb::types::AttributeValue;
 use serde::Serialize;
@@ -34,6 +38,14 @@ pub struct Pause {
     pub by: String,
     /// Since when (RFC 3339).
     pub since: String,
+}
+
+impl Pause {
+    /// What an operator does first, to follow the pause.
+    #[must_use]
+    pub fn remedy(&self) -> &'static str {
+        if self.by == accepted::SHAPE { "see to that first" } else { "resume it first" }
+    }
 }
 
 impl std::fmt::Display for Pause {
@@ -121,7 +133,17 @@ fn to_row(pause: &Pause) -> Row {
     ])
 }
 
-/// The pauses that rows tell of; a row that is none is left out.
+/// All that keeps routes and peers from going on: the pauses, and peers whose items have another shape than their route's.
+#[must_use]
+pub fn closed(rows: &[Row], expected: &Expected) -> BTreeMap<Scope, Pause> {
+    let mut closed = pauses(rows);
+    for (scope, pause) in accepted::changed(rows, expected) {
+        closed.entry(scope).or_insert(pause);
+    }
+    closed
+}
+
+/// The pauses that rows tell of, those that cutovers make included; a row that is none is left out.
 #[must_use]
 pub fn pauses(rows: &[Row]) -> BTreeMap<Scope, Pause> {
     let pause = |row: &Row| {
@@ -132,7 +154,7 @@ pub fn pauses(rows: &[Row]) -> BTreeMap<Scope, Pause> {
         let pause = Pause { why: field("why"), by: field("by"), since: field("since") };
         Some((Scope { route: route.to_owned(), peer }, pause))
     };
-    rows.iter().filter_map(pause).collect()
+    rows.iter().filter_map(pause).chain(standing::pauses(rows)).collect()
 }
 
 /// The gates of a worker's lanes: one for each route and peer. Cheap to clone.
@@ -141,6 +163,8 @@ pub struct Gates {
     gates: Arc<BTreeMap<(String, String), Gate>>,
     /// Routes that this worker paused by itself, until their rows are seen.
     tripped: Arc<Mutex<BTreeMap<String, Tripped>>>,
+    /// The shapes that the config gives them.
+    expected: Arc<Expected>,
     trips: mpsc::Sender<(String, String)>,
 }
 
@@ -161,8 +185,6 @@ struct Tripped {
 /// The rows of controls as a worker saw them last; `None` before its first look.
 pub type ControlRows = watch::Receiver<Option<Arc<Vec<Row>>>>;
 
-/// How often the gates are set by the rows that were seen last.
-const LOOK: Duration = Duration::from_secs(1);
 /// What was written this long ago has been seen, if it is still there.
 const SEEN_WITHIN: Duration = Duration::from_secs(15);
 /// Trips that wait to be written; a route that tripped trips no more, so there are never many.
@@ -181,13 +203,15 @@ impl Gates {
     #[must_use]
     pub fn new<'a>(
         peers: impl IntoIterator<Item = (&'a str, &'a str)>,
+        expected: Expected,
         controls: Controls,
     ) -> (Self, Keeper) {
         let now = Instant::now();
         let gate = || Gate { pause: watch::Sender::new(None), opened: Mutex::new(now) };
         let gates = peers.into_iter().map(|(route, peer)| ((route.to_owned(), peer.to_owned()), gate()));
         let (trips, tripped) = mpsc::channel(TRIPS);
-        let gates = Self { gates: Arc::new(gates.collect()), tripped: Arc::default(), trips };
+        let (gates, expected) = (Arc::new(gates.collect()), Arc::new(expected));
+        let gates = Self { gates, tripped: Arc::default(), expected, trips };
         (gates.clone(), Keeper { gates, controls, trips: tripped })
     }
 
@@ -237,7 +261,7 @@ impl Gates {
 
     /// Sets the gates as these rows say.
     pub fn apply(&self, rows: &[Row]) {
-        let pauses = pauses(rows);
+        let pauses = closed(rows, &self.expected);
         let whole = |route: &str| pauses.get(&Scope { route: route.to_owned(), peer: None });
         let mut tripped = lock(&self.tripped);
         tripped.retain(|route, trip| {
@@ -278,20 +302,13 @@ impl Gate {
 }
 
 impl Keeper {
-    /// Sets the gates by what the heart's looks bring, and writes the pauses of guards, until `stop`.
-    pub async fn run(mut self, rows: ControlRows, jitter: Jitter, stop: CancellationToken) {
+    /// Writes the pauses of guards, until `stop`. The gates are set by the heart's looks.
+    pub async fn run(mut self, jitter: Jitter, stop: CancellationToken) {
         loop {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
                 Some((route, why)) = self.trips.recv() => self.write(&route, &why, &jitter, &stop).await,
-                () = tokio::time::sleep(LOOK) => {
-                    let rows = rows.borrow().clone();
-                    // Until the first look the gates stay as they were made.
-                    if let Some(rows) = rows {
-                        self.gates.apply(&rows);
-                    }
-                }
             }
         }
     }
@@ -332,7 +349,8 @@ mod tests {
         let gate = || Gate { pause: watch::Sender::new(None), opened: Mutex::new(Instant::now()) };
         let names = [("r", "b"), ("r", "c"), ("s", "b")];
         let gates = names.map(|(route, peer)| ((route.to_owned(), peer.to_owned()), gate()));
-        (Gates { gates: Arc::new(gates.into()), tripped: Arc::default(), trips }, tripped)
+        let (gates, expected) = (Arc::new(gates.into()), Arc::default());
+        (Gates { gates, tripped: Arc::default(), expected, trips }, tripped)
     }
 
     fn closed(gates: &Gates) -> Vec<String> {

@@ -117,7 +117,7 @@ impl Class {
             Self::Condition => "nothing: a newer version is already there",
             Self::Invalid => "look at the dead letter: the peer refuses this item",
             Self::IteratorExpired => "nothing: the iterator is opened anew",
-            Self::Trimmed => "records were lost: compare the members, and copy what is missing",
+            Self::Trimmed => "records were lost: mend it with shardwalker verify, --repair",
             Self::Unrecognised => "look up the error code; this version of shardwalker does not know it",
         }
     }

@@ -7,10 +7,11 @@ use crate::clock::Clock;
 use crate::failure::Failure;
 use crate::state::{Row, SK, StateTable, get_text, key, text};
 use crate::status;
-use aws_sdk_dynamodb::types::ReturnValue;
+use aws_sdk_dynamodb::types::{AttributeValue, ReturnValue};
 use std::time::SystemTime;
 
 const SETTLED: &str = "settled";
+const PEERS: &str = "peers";
 
 /// A range of records that nobody will ever read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +24,8 @@ pub struct Gap {
     pub from: Option<SystemTime>,
     /// When the first record that is left was created; `None` when none is left.
     pub to: Option<SystemTime>,
+    /// The peers and feeds that were not handed the records, in order; none when it is all of the route.
+    pub peers: Vec<String>,
 }
 
 impl std::fmt::Display for Gap {
@@ -34,7 +37,8 @@ impl std::fmt::Display for Gap {
             self.after,
             time(self.from, "the shard's beginning"),
             time(self.to, "its end")
-        )
+        )?;
+        if self.peers.is_empty() { Ok(()) } else { write!(f, ", for {}", self.peers.join(", ")) }
     }
 }
 
@@ -75,7 +79,15 @@ impl Gaps {
             "found" => "#found = if_not_exists(#found, :found)".to_owned(),
             _ => format!("#{name} = :{name}"),
         });
-        let update = update.update_expression(format!("SET {}", sets.join(", ")));
+        let mut expression = format!("SET {}", sets.join(", "));
+        if !gap.peers.is_empty() {
+            // Lanes that stand at the same place find it one by one.
+            expression.push_str(" ADD #peers :peers");
+            update = update
+                .expression_attribute_names("#peers", PEERS)
+                .expression_attribute_values(":peers", AttributeValue::Ss(gap.peers.clone()));
+        }
+        let update = update.update_expression(expression);
         let answer = update.return_values(ReturnValue::AllOld).send().await?;
         Ok(!answer.attributes.is_some_and(|before| before.contains_key("found")))
     }
@@ -89,8 +101,10 @@ impl Gaps {
         let gap = |row: &Row| {
             let field = |name| get_text(row, name).unwrap_or("unknown").to_owned();
             let settled = get_text(row, SETTLED).map(str::to_owned);
+            let mut peers = row.get(PEERS).and_then(|peers| peers.as_ss().ok()).cloned().unwrap_or_default();
+            peers.sort();
             let (shard, after, from) = (field("shard"), field("after"), field("from"));
-            status::Gap { shard, after, from, to: field("to"), found: field("found"), settled }
+            status::Gap { shard, after, from, to: field("to"), peers, found: field("found"), settled }
         };
         Ok(rows.iter().map(gap).collect())
     }

@@ -21,10 +21,53 @@ impl Item {
         Digest::from_hash(&blake3::hash(&bytes))
     }
 
+    /// The primary key whose attributes have these names.
+    ///
+    /// # Errors
+    /// The name of one that the item lacks.
+    pub fn key<'a>(&self, names: &'a [String]) -> Result<Key, &'a str> {
+        let mut key = Self::default();
+        for name in names {
+            let value = self.0.get(name).ok_or(name.as_str())?;
+            key.0.insert(name.clone(), value.clone());
+        }
+        Ok(Key::new(key))
+    }
+
     /// Bytes that DynamoDB counts for this item, near enough for bounds on memory.
     #[must_use]
     pub fn size(&self) -> usize {
         self.0.iter().map(|(name, value)| name.len() + value_size(value)).sum()
+    }
+
+    /// Bytes that it takes in memory, about: many small attributes take far more than DynamoDB counts.
+    #[must_use]
+    pub fn footprint(&self) -> usize {
+        map_footprint(&self.0)
+    }
+}
+
+/// A string's header and what an allocation takes at least.
+const STRING: usize = size_of::<String>() + 16;
+
+fn map_footprint(map: &HashMap<String, AttributeValue>) -> usize {
+    // A table is between half full and full.
+    let slot = size_of::<(String, AttributeValue)>() * 3 / 2;
+    map.iter().map(|(name, value)| slot + name.len().max(16) + value_footprint(value)).sum()
+}
+
+/// Beside the value's own slot.
+fn value_footprint(value: &AttributeValue) -> usize {
+    match value {
+        AttributeValue::S(text) | AttributeValue::N(text) => text.len().max(16),
+        AttributeValue::B(bytes) => bytes.as_ref().len().max(16),
+        AttributeValue::L(list) => {
+            list.iter().map(|value| size_of::<AttributeValue>() + value_footprint(value)).sum()
+        }
+        AttributeValue::M(map) => map_footprint(map),
+        AttributeValue::Ss(set) | AttributeValue::Ns(set) => set.iter().map(|text| STRING + text.len()).sum(),
+        AttributeValue::Bs(set) => set.iter().map(|bytes| STRING + bytes.as_ref().len()).sum(),
+        _ => 0,
     }
 }
 
@@ -211,6 +254,18 @@ mod tests {
 
     fn item(attributes: &[(&str, AttributeValue)]) -> Item {
         Item(attributes.iter().map(|(n, v)| ((*n).to_owned(), v.clone())).collect())
+    }
+
+    #[test]
+    fn many_small_attributes_take_more_memory_than_dynamodb_counts() {
+        let number = |at: usize| (format!("a{at}"), AttributeValue::N("1".into()));
+        let small = Item((0..1000).map(number).collect());
+        assert!(small.footprint() > 10 * small.size(), "{} {}", small.footprint(), small.size());
+        let large = Item(HashMap::from([("a".to_owned(), AttributeValue::S("x".repeat(100_000)))]));
+        assert!(large.footprint() < large.size() + 1000, "{} {}", large.footprint(), large.size());
+        let within = |value: AttributeValue| Item(HashMap::from([("a".to_owned(), value)])).footprint();
+        assert!(within(AttributeValue::L(vec![AttributeValue::Null(true); 1000])) > 50_000);
+        assert!(within(AttributeValue::M(small.0.clone())) > small.footprint());
     }
 
     #[test]

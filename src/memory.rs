@@ -6,8 +6,9 @@
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// What a page may take, decoded: GetRecords gives 1 MB at most, which takes about twice that in memory.
-pub const PAGE: usize = 2 << 20;
+/// What a page may take, decoded: GetRecords gives 1 MB at most, and most items take two to four times that in
+/// memory. Where they take more, fewer records are asked for ([`reader`](crate::stream::reader)).
+pub const PAGE: usize = 4 << 20;
 
 /// Permits are counted in this many bytes.
 const UNIT: usize = 1 << 10;
@@ -44,6 +45,12 @@ impl Memory {
         Arc::clone(&self.permits).try_acquire_many_owned(units(bytes).min(self.total)).ok().map(Reserved)
     }
 
+    /// The bound, in bytes.
+    #[must_use]
+    pub fn total(&self) -> usize {
+        self.total as usize * UNIT
+    }
+
     /// Bytes that are taken.
     #[must_use]
     pub fn taken(&self) -> usize {
@@ -52,6 +59,12 @@ impl Memory {
 }
 
 impl Reserved {
+    /// How much it is, in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.0.num_permits() * UNIT
+    }
+
     /// Gives back what is not needed; keeps at most what was reserved.
     pub fn shrink(&mut self, bytes: usize) {
         let excess = self.0.num_permits().saturating_sub(units(bytes) as usize);

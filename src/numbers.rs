@@ -83,11 +83,7 @@ pub async fn claim(
     config: &Config,
     group: &Group,
 ) -> Result<Result<(), NumberError>, Failure> {
-    let members = group.members.iter().map(|index| &config.members[*index]);
-    let members: Vec<Numbered> = members
-        .map(|m| Numbered { name: m.name.clone(), table: m.arn.to_string(), number: m.number })
-        .collect();
-    let partition = format!("group#{}", group.name);
+    let (members, partition) = (numbered(config, group), partition(group));
     let mut owners = owners(state, &partition).await?;
     let new = match missing(&group.name, &owners, &members) {
         Ok(new) => new,
@@ -116,6 +112,28 @@ pub async fn claim(
         }
     }
     Ok(Ok(()))
+}
+
+/// Whether every member of a group has a number that it may have; keeps nothing.
+///
+/// # Errors
+/// The failure of a call; within it, what would be refused.
+pub async fn look(
+    state: &StateTable,
+    config: &Config,
+    group: &Group,
+) -> Result<Result<(), NumberError>, Failure> {
+    let owners = owners(state, &partition(group)).await?;
+    Ok(missing(&group.name, &owners, &numbered(config, group)).map(drop))
+}
+
+fn numbered(config: &Config, group: &Group) -> Vec<Numbered> {
+    let members = group.members.iter().map(|index| &config.members[*index]);
+    members.map(|m| Numbered { name: m.name.clone(), table: m.arn.to_string(), number: m.number }).collect()
+}
+
+fn partition(group: &Group) -> String {
+    format!("group#{}", group.name)
 }
 
 /// The tables by their numbers. Strongly consistent.

@@ -4,6 +4,7 @@ use crate::apply::Rules;
 use crate::clock::Clock;
 use crate::config::{OnGap, Read, Start, Write};
 use crate::dead_letters::DeadLetters;
+use crate::feed::Feed;
 use crate::gaps::Gaps;
 use crate::group::apply::Membership;
 use crate::memory::Memory;
@@ -11,6 +12,7 @@ use crate::peer::Peer;
 use crate::retry::Jitter;
 use crate::telemetry::board::Board;
 use crate::telemetry::metrics::Metrics;
+use crate::version::Hlc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -29,7 +31,9 @@ pub struct Route {
     pub group: Option<Arc<Membership>>,
     /// The peers, in the order of the config.
     pub peers: Vec<Arc<Peer>>,
-    /// The bound on what is held for each of them, in the same order.
+    /// The feeds, in the order of the config.
+    pub feeds: Vec<Arc<Feed>>,
+    /// The bound on what is held for each of the peers and then of the feeds, in the same order.
     pub memory: Vec<Memory>,
     /// The stamp attribute's name.
     pub stamp: Arc<str>,
@@ -37,6 +41,8 @@ pub struct Route {
     pub rules: Rules,
     /// Where shards that the stream had when the route began are read from.
     pub start: Start,
+    /// Versions begin above this.
+    pub floor: Hlc,
     /// When the first worker of the route saw the stream first.
     pub begun: SystemTime,
     /// What happens when records were trimmed before they were read.
@@ -62,9 +68,9 @@ pub struct Route {
 }
 
 impl Route {
-    /// The peers' names, in order.
+    /// The names of the peers and then of the feeds, in order: of all that have a lane on each shard.
     #[must_use]
     pub fn peer_names(&self) -> Vec<&str> {
-        self.peers.iter().map(|peer| peer.name()).collect()
+        self.peers.iter().map(|peer| peer.name()).chain(self.feeds.iter().map(|feed| feed.name())).collect()
     }
 }

@@ -8,9 +8,10 @@ use crate::config;
 use crate::failure::{Action, Class, Failure};
 use crate::telemetry::metrics::Metrics;
 use aws_sdk_dynamodb::Client;
+use aws_sdk_dynamodb::operation::query::builders::QueryFluentBuilder;
 use aws_sdk_dynamodb::types::{
     AttributeDefinition, AttributeValue, BillingMode, KeySchemaElement, KeyType, ScalarAttributeType,
-    TableStatus, TimeToLiveSpecification, TimeToLiveStatus,
+    TableDescription, TableStatus, TimeToLiveSpecification, TimeToLiveStatus,
 };
 use std::collections::HashMap;
 use std::time::Duration;
@@ -39,7 +40,7 @@ pub struct StateTable {
 pub enum StateError {
     /// There is no such table.
     #[error(
-        "the state table {0} does not exist; run with --create-state-table to have it made \
+        "the state table {0} does not exist; `shardwalker run --create-state-table` makes it \
          (on-demand, with time-to-live), or create it with partition key pk (S) and sort key sk (S)"
     )]
     Absent(String),
@@ -148,17 +149,8 @@ impl StateTable {
             Err(failure) => return Err(self.failed("DescribeTable", failure)),
         };
         let Some(table) = table else { return Ok(Some(false)) };
-        let unfit = |why: String| Err(StateError::Unfit { table: self.table.clone(), why });
-        let keys: Vec<(&str, &str)> =
-            table.key_schema().iter().map(|k| (k.attribute_name(), k.key_type().as_str())).collect();
-        if keys != [(PK, "HASH"), (SK, "RANGE")] {
-            return unfit(format!("its key schema is {keys:?}"));
-        }
-        let strings = |a: &&AttributeDefinition| {
-            [PK, SK].contains(&a.attribute_name()) && *a.attribute_type() == ScalarAttributeType::S
-        };
-        if table.attribute_definitions().iter().filter(strings).count() != 2 {
-            return unfit("its keys are not strings".to_owned());
+        if let Some(why) = misfit(&table) {
+            return Err(StateError::Unfit { table: self.table.clone(), why });
         }
         Ok(Some(table.table_status() == Some(&TableStatus::Active)))
     }
@@ -253,28 +245,12 @@ impl StateTable {
         let mut rows = Vec::new();
         let mut start = None;
         loop {
-            let mut query = self
-                .call("Query")
-                .query()
-                .table_name(&self.table)
-                .consistent_read(true)
-                .expression_attribute_names("#pk", PK)
-                .expression_attribute_values(":pk", text(pk))
-                .set_exclusive_start_key(start);
-            query = if prefix.is_empty() {
-                query.key_condition_expression("#pk = :pk")
-            } else {
-                query
+            let mut query = self.query(pk, only).set_exclusive_start_key(start);
+            if !prefix.is_empty() {
+                query = query
                     .key_condition_expression("#pk = :pk AND begins_with(#sk, :prefix)")
                     .expression_attribute_names("#sk", SK)
-                    .expression_attribute_values(":prefix", text(prefix))
-            };
-            if !only.is_empty() {
-                let aliases: Vec<_> = (0..only.len()).map(|i| format!("#only{i}")).collect();
-                for (alias, name) in aliases.iter().zip(only) {
-                    query = query.expression_attribute_names(alias, *name);
-                }
-                query = query.projection_expression(aliases.join(", "));
+                    .expression_attribute_values(":prefix", text(prefix));
             }
             let page = query.send().await?;
             rows.extend(page.items.unwrap_or_default());
@@ -284,6 +260,65 @@ impl StateTable {
             }
         }
     }
+
+    /// The last rows of a partition that are `wanted`, `most` of them, from the last on; only the attributes named in
+    /// `only` when it is not empty. Reads no further than it must.
+    ///
+    /// # Errors
+    /// The failure of the page that failed.
+    pub(crate) async fn newest(
+        &self,
+        pk: &str,
+        only: &[&str],
+        most: usize,
+        wanted: impl Fn(&Row) -> bool,
+    ) -> Result<Vec<Row>, Failure> {
+        let mut rows = Vec::new();
+        let mut start = None;
+        loop {
+            let query = self.query(pk, only).scan_index_forward(false).set_exclusive_start_key(start);
+            let page = query.send().await?;
+            rows.extend(page.items.unwrap_or_default().into_iter().filter(&wanted));
+            start = page.last_evaluated_key.filter(|key| !key.is_empty());
+            if start.is_none() || rows.len() >= most {
+                rows.truncate(most);
+                return Ok(rows);
+            }
+        }
+    }
+
+    /// A partition's rows, strongly consistent; only the attributes named in `only` when it is not empty.
+    fn query(&self, pk: &str, only: &[&str]) -> QueryFluentBuilder {
+        let query = self
+            .call("Query")
+            .query()
+            .table_name(&self.table)
+            .consistent_read(true)
+            .key_condition_expression("#pk = :pk")
+            .expression_attribute_names("#pk", PK)
+            .expression_attribute_values(":pk", text(pk));
+        if only.is_empty() {
+            return query;
+        }
+        let aliases: Vec<_> = (0..only.len()).map(|i| format!("#only{i}")).collect();
+        let named = aliases.iter().zip(only);
+        let query = named.fold(query, |query, (alias, name)| query.expression_attribute_names(alias, *name));
+        query.projection_expression(aliases.join(", "))
+    }
+}
+
+/// Why a table cannot be a state table, if it cannot.
+pub(crate) fn misfit(table: &TableDescription) -> Option<String> {
+    let keys: Vec<(&str, &str)> =
+        table.key_schema().iter().map(|k| (k.attribute_name(), k.key_type().as_str())).collect();
+    if keys != [(PK, "HASH"), (SK, "RANGE")] {
+        return Some(format!("its key schema is {keys:?}"));
+    }
+    let strings = |a: &&AttributeDefinition| {
+        [PK, SK].contains(&a.attribute_name()) && *a.attribute_type() == ScalarAttributeType::S
+    };
+    let both = table.attribute_definitions().iter().filter(strings).count() == 2;
+    (!both).then(|| "its keys are not strings".to_owned())
 }
 
 fn invalid(error: &dyn std::error::Error) -> Failure {

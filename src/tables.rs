@@ -15,6 +15,7 @@ use crate::gaps::{Gap, Gaps};
 use crate::state::{Row, StateTable, get_text, key, text};
 use crate::telemetry::metrics::Metrics;
 use aws_sdk_dynamodb::Client;
+use futures::future::join_all;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
@@ -70,11 +71,12 @@ impl Watch {
     /// Looks once. What cannot be looked at is looked at the next time: a table that is gone is said by those who
     /// read or write it.
     pub async fn look(&self) {
-        for watched in &self.tables {
+        join_all(self.tables.iter().map(|watched| async move {
             if let Err(failure) = self.look_at(watched).await {
                 tracing::debug!(member = watched.member, why = %failure, "a table's id could not be compared");
             }
-        }
+        }))
+        .await;
     }
 
     async fn look_at(&self, watched: &Watched) -> Result<(), Failure> {
@@ -98,8 +100,8 @@ impl Watch {
     async fn made_again(&self, watched: &Watched, before: &str) -> Result<(), Failure> {
         let Watched { route, member, .. } = watched;
         let why = format!(
-            "the table of {member} was deleted and made again: what was in the old one is not in it. Compare the \
-             members and copy what is missing, then resume the route"
+            "the table of {member} was deleted and made again: what was in the old one is not in it. Look at \
+             what differs with shardwalker verify; then resume the route, and mend it with --repair"
         );
         tracing::error!(route, member, on_gap = ?watched.on_gap, "DATA IS MISSING: {why}");
         let gap = Gap {
@@ -107,6 +109,7 @@ impl Watch {
             after: format!("the end of the table with id {before}"),
             from: None,
             to: None,
+            peers: Vec::new(),
         };
         if self.gaps.keep(route, &gap).await? {
             self.metrics.gaps.with_label_values(&[route]).inc();

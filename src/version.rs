@@ -110,7 +110,7 @@ impl std::str::FromStr for Version {
 pub struct BadVersion;
 
 /// Whether a stamped item is alive or in the first step of a delete.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Mark {
     /// Put: the item is alive.
     Put,
@@ -119,7 +119,7 @@ pub enum Mark {
 }
 
 /// What a replicator leaves on an item: version, mark and the content's digest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Stamp {
     /// The write's version.
     pub version: Version,

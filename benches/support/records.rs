@@ -1,5 +1,6 @@
 //! The items and stream records of the benchmarks: orders of about 500 bytes, with distinct keys.
 
+use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::types::AttributeValue;
 use serde_json::json;
 use shardwalker::item::Item;
@@ -51,6 +52,14 @@ pub(crate) fn item(index: usize, revision: u32) -> Item {
         ("note", text(&"please leave the parcel with the neighbours on the left; ".repeat(4))),
     ];
     Item(attributes.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
+}
+
+/// Puts so many items into a table, each as it is after that change.
+pub(crate) async fn fill(client: &Client, table: &str, records: usize, revision: u32) -> anyhow::Result<()> {
+    for index in 0..records {
+        client.put_item().table_name(table).set_item(Some(item(index, revision).0)).send().await?;
+    }
+    Ok(())
 }
 
 /// A stream record of that item's change, in JSON.

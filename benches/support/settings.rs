@@ -78,6 +78,7 @@ pub(crate) fn config(peers: usize, read: Read, in_flight: usize) -> Config {
         name: "orders".to_owned(),
         from: 0,
         to: (1..=peers).collect(),
+        feeds: Vec::new(),
         ttl_deletes: true,
         stamp: STAMP.to_owned(),
         start: Start::TrimHorizon,
@@ -85,7 +86,11 @@ pub(crate) fn config(peers: usize, read: Read, in_flight: usize) -> Config {
         max_clock_drift: Duration::from_secs(60),
         max_writes: std::collections::BTreeMap::new(),
         guard: None,
+        shape: None,
         group: None,
+        reversible: false,
+        back_of: None,
+        pristine: false,
     };
     Config {
         state: State {
@@ -96,6 +101,7 @@ pub(crate) fn config(peers: usize, read: Read, in_flight: usize) -> Config {
         members: (0..=peers).map(member).collect(),
         routes: vec![route],
         groups: Vec::new(),
+        feeds: Vec::new(),
         read,
         write: Write { in_flight, ..Write::default() },
         lease: Lease::default(),

@@ -74,10 +74,5 @@ async fn sandboxed(work: Work) -> anyhow::Result<Options> {
 }
 
 async fn fill(stage: &Stage, member: usize, records: usize, revision: u32) -> anyhow::Result<()> {
-    let (client, table) = (stage.client(member)?, settings::table(member).table);
-    for index in 0..records {
-        let item = records::item(index, revision).0;
-        client.put_item().table_name(&table).set_item(Some(item)).send().await?;
-    }
-    Ok(())
+    records::fill(&stage.client(member)?, &settings::table(member).table, records, revision).await
 }

@@ -15,11 +15,17 @@ def handler(event, context):
                 except (dynamodb.exceptions.ResourceNotFoundException, dynamodb.exceptions.PolicyNotFoundException):
                     pass
         else:
-            resource = table
+            wanted_on = table
             if wanted["On"] == "Stream":
-                resource = dynamodb.describe_table(TableName=table)["Table"]["LatestStreamArn"]
-            dynamodb.put_resource_policy(ResourceArn=resource, Policy=wanted["Policy"])
+                wanted_on = dynamodb.describe_table(TableName=table)["Table"]["LatestStreamArn"]
+            more = {}
+            if wanted_on != resource:
+                # Nobody's policy is replaced but the one of this stack.
+                more["ExpectedRevisionId"] = "NO_POLICY"
+            dynamodb.put_resource_policy(ResourceArn=wanted_on, Policy=wanted["Policy"], **more)
+            resource = wanted_on
         cfnresponse.send(event, context, cfnresponse.SUCCESS, {}, resource)
     except Exception as error:
         print(error)
+        # What is named here is deleted when the stack is rolled back: never what this stack has not attached.
         cfnresponse.send(event, context, cfnresponse.FAILED, {}, resource or "none", reason=str(error))

@@ -4,7 +4,7 @@
 //! AWS says in a denial who asked for what, and which side does not allow it. Pure.
 
 use super::needs::{Action, Needs};
-use super::policy::account_of;
+use super::policy::{Identity, account_of};
 use super::statement::{Side, allow, resource};
 use crate::config::{Access, TableArn};
 use crate::failure::{Class, Failure};
@@ -69,13 +69,15 @@ pub struct Finding {
     /// The member, or `state table`.
     pub member: String,
     /// The calls that showed it, where some did.
-    pub call: Option<String>,
+    pub call: Option<Box<str>>,
     /// What is wrong.
     pub what: String,
     /// What to do.
     pub remedy: String,
     /// What to add to policies, where that is the remedy.
     pub add: Vec<Addition>,
+    /// Whether it can pass without any change of the config or of a table's definition: an outage, a denial.
+    pub passing: bool,
 }
 
 impl Finding {
@@ -87,8 +89,15 @@ impl Finding {
         what: impl Into<String>,
         remedy: impl Into<String>,
     ) -> Self {
-        let call = call.map(|action| action.call().to_owned());
-        Self { member: member.to_owned(), call, what: what.into(), remedy: remedy.into(), add: Vec::new() }
+        let call = call.map(|action| action.call().into());
+        let (member, what, remedy) = (member.to_owned(), what.into(), remedy.into());
+        Self { member, call, what, remedy, add: Vec::new(), passing: false }
+    }
+
+    /// This one, as one that can pass.
+    #[must_use]
+    pub fn passing(self) -> Self {
+        Self { passing: true, ..self }
     }
 }
 
@@ -142,9 +151,9 @@ impl Subject<'_> {
             Ok(()) => return (cell(Verdict::Allowed), None),
             Err(failure) => failure,
         };
-        if failure.message.to_ascii_lowercase().contains("kms") {
+        if of_a_key(&failure.message) {
             let finding = Finding::new(self.name, Some(action), failure.to_string(), KEY);
-            return (cell(Verdict::Denied), Some(finding));
+            return (cell(Verdict::Denied), Some(finding.passing()));
         }
         let finding = match failure.class {
             Class::Denied => self.denied(action, failure),
@@ -160,20 +169,25 @@ impl Subject<'_> {
             Class::Denied => verdict_of(&failure.message),
             _ => Verdict::Unknown(failure.to_string()),
         };
-        (cell(verdict), Some(finding))
+        (cell(verdict), Some(finding.passing()))
     }
 
     fn denied(&self, action: Action, failure: &Failure) -> Finding {
         let message = &failure.message;
         let verdict = verdict_of(message);
         let resource_side = Side::of_resource(action);
+        let other = other_policy(message);
         let sides: &[Side] = match verdict {
             Verdict::Forbidden => &[],
+            Verdict::Denied if other.is_some() => &[],
             Verdict::DeniedByIdentity => &[Side::Identity],
             Verdict::DeniedByResource => &[resource_side],
             _ => &[Side::Identity, resource_side],
         };
         let caller = arns(message).next().map_or("<the ARN of the replicator's role>".to_owned(), role_of);
+        // A session does not tell the path of its role; the config does, of one that is assumed.
+        let assumed = self.access.assume_role.as_ref().map(|role| &role.role_arn);
+        let caller = assumed.filter(|role| same_role(role, &caller)).cloned().unwrap_or(caller);
         // A table that is named without its account is in the caller's own.
         let mut table = self.table.clone();
         if table.account.is_empty() {
@@ -189,10 +203,17 @@ impl Subject<'_> {
             }
         };
         let add: Vec<Addition> = sides.iter().map(addition).collect();
-        let remedy = if add.is_empty() {
-            "a Deny statement forbids it; no Allow can override that: remove or narrow it".to_owned()
-        } else {
-            spell(&add)
+        let remedy = match (other, add.is_empty()) {
+            (Some(policy), true) if verdict == Verdict::Denied => {
+                format!(
+                    "a {policy} bounds the caller, and must allow it; no statement anywhere else can help"
+                )
+            }
+            (Some(policy), true) => format!("a Deny statement in a {policy} forbids it: remove or narrow it"),
+            (None, true) => {
+                "a Deny statement forbids it; no Allow can override that: remove or narrow it".to_owned()
+            }
+            (_, false) => format!("{}\n{CONDITIONS}", spell(&add)),
         };
         Finding { add, ..Finding::new(self.name, Some(action), failure.to_string(), remedy) }
     }
@@ -231,11 +252,19 @@ impl Subject<'_> {
     }
 }
 
+/// Beside every statement to add.
+const CONDITIONS: &str = "(where a statement allows it already, one of its conditions does not hold: organization, VPC endpoint, network)";
+
 /// Of a table that is encrypted with a KMS key.
 const KEY: &str = "the table is encrypted with a key that the caller may not use. If it is the AWS managed key \
     (aws/dynamodb), no policy can share the table across accounts: that is impossible; encrypt it with the AWS owned key \
     or a customer key, or reach it by a role in its account. If it is a customer key, its policy and the caller's must \
     allow it: shardwalker policy --kms-key MEMBER=ARN writes both";
+
+/// Whether a message is about a KMS key, and not about a table that is called so: names have no colon.
+fn of_a_key(message: &str) -> bool {
+    ["kms:", "KMS key ", "KMS validation error"].iter().any(|words| message.contains(words))
+}
 
 fn spell(add: &[Addition]) -> String {
     let part = |addition: &Addition| format!("add to {}:\n{}", addition.place, addition.statement);
@@ -253,6 +282,24 @@ fn verdict_of(message: &str) -> Verdict {
     } else {
         Verdict::Denied
     }
+}
+
+/// A policy that is neither the caller's nor the resource's, where AWS names one.
+fn other_policy(message: &str) -> Option<&'static str> {
+    let kinds = [
+        "session policy",
+        "permissions boundary",
+        "service control policy",
+        "resource control policy",
+        "VPC endpoint policy",
+    ];
+    kinds.into_iter().find(|kind| message.contains(kind))
+}
+
+/// Whether two ARNs name one role but for its path.
+fn same_role(one: &str, other: &str) -> bool {
+    let name = |arn: &str| Identity::of(arn).name.to_owned();
+    account_of(one) == account_of(other) && name(one) == name(other)
 }
 
 /// The ARNs in a message; the first is the caller's.
@@ -282,8 +329,7 @@ pub fn folded(findings: Vec<Finding>) -> Vec<Finding> {
         match (folded.iter_mut().find(same), finding.call.as_ref()) {
             (Some(other), Some(call)) => {
                 if let Some(calls) = &mut other.call {
-                    calls.push_str(", ");
-                    calls.push_str(call);
+                    *calls = format!("{calls}, {call}").into();
                 }
             }
             (Some(_), None) => {}
@@ -341,7 +387,7 @@ mod tests {
         assert_eq!(
             finding.remedy,
             format!(
-                "add to the resource policy of the table's current stream, in account 111111111111:\n{}",
+                "add to the resource policy of the table's current stream, in account 111111111111:\n{}\n{CONDITIONS}",
                 r#"{"Action":["dynamodb:DescribeStream","dynamodb:GetRecords","dynamodb:GetShardIterator"],"Effect":"Allow","Principal":{"AWS":"arn:aws:iam::999999999999:role/replicator"},"Resource":"arn:aws:dynamodb:eu-west-1:111111111111:table/orders/stream/2026"}"#
             )
         );
@@ -352,6 +398,15 @@ mod tests {
         assert!(!remedy.contains("Principal"));
         let (verdict, finding) = denial("of an explicit deny in a resource-based policy");
         assert!(verdict == Verdict::Forbidden && finding.add.is_empty() && finding.remedy.contains("Deny"));
+        for policy in
+            ["session policy", "permissions boundary", "service control policy", "VPC endpoint policy"]
+        {
+            let (verdict, finding) = denial(&format!("no {policy} allows the dynamodb:GetRecords action"));
+            assert!(verdict == Verdict::Denied && finding.add.is_empty(), "{policy}: {finding}");
+            assert!(finding.remedy.contains(policy), "{policy}: {finding}");
+        }
+        let (_, finding) = denial("of an explicit deny in a service control policy");
+        assert!(finding.add.is_empty() && finding.remedy.contains("service control policy"), "{finding}");
         let (verdict, finding) = denial("reasons");
         assert_eq!((verdict, finding.add.len()), (Verdict::Denied, 2), "either side");
     }
@@ -386,6 +441,32 @@ mod tests {
         let region = "Credential should be scoped to a valid region, not 'us-east-1'.";
         let (_, finding) = judge(&access(), Class::Credentials, region);
         assert!(finding.remedy.contains("another Region"), "{finding}");
+    }
+
+    #[test]
+    fn an_assumed_role_is_named_with_its_path() {
+        let role = AssumeRole {
+            role_arn: "arn:aws:iam::111111111111:role/team-a/in".into(),
+            external_id: None,
+            session_name: "shardwalker".into(),
+            duration: Duration::from_hours(1),
+            sts_endpoint: None,
+        };
+        let access = Access { assume_role: Some(role), ..access() };
+        let message = "User: arn:aws:sts::111111111111:assumed-role/in/s is not authorized to perform: \
+                       dynamodb:GetRecords on resource: x because no resource-based policy allows it";
+        let (_, finding) = judge(&access, Class::Denied, message);
+        assert_eq!(finding.add[0].statement["Principal"]["AWS"], "arn:aws:iam::111111111111:role/team-a/in");
+    }
+
+    #[test]
+    fn a_table_whose_name_speaks_of_keys_is_a_table() {
+        let message = "User: arn:aws:iam::9:role/r is not authorized to perform: dynamodb:GetRecords on resource: \
+                       arn:aws:dynamodb:eu-west-1:111111111111:table/kms-orders because no resource-based policy \
+                       allows the dynamodb:GetRecords action";
+        let (verdict, finding) = judge(&access(), Class::Denied, message);
+        assert_eq!(verdict, Verdict::DeniedByResource);
+        assert_eq!(finding.add.len(), 1, "{finding}");
     }
 
     #[test]

@@ -1,7 +1,10 @@
 //! Access across accounts: what is needed, the policies that give it, and what is missing.
 
 mod dated;
+pub mod feeds;
 pub mod finding;
+pub mod found;
+mod keys;
 pub mod needs;
 pub mod policy;
 pub mod preflight;

@@ -76,6 +76,12 @@ impl Action {
         format!("dynamodb:{}", self.call())
     }
 
+    /// Whether a resource policy can allow it to another account.
+    #[must_use]
+    pub const fn shareable(self) -> bool {
+        !matches!(self, CreateTable | DescribeTimeToLive | UpdateTimeToLive)
+    }
+
     /// Whether it is done on the table's stream, which has an ARN and a resource policy of its own.
     #[must_use]
     pub fn on_stream(self) -> bool {
@@ -92,6 +98,12 @@ pub enum Part {
     Peer,
     /// It is in a group.
     Member,
+    /// Routes of any kind lead from it.
+    Origin,
+    /// Routes lead from it whose backfills look at single items of it: those with a shape, or with pristine peers.
+    Looked,
+    /// It is one end of a route that has a way back.
+    Turning,
     /// The state table.
     State,
 }
@@ -107,6 +119,10 @@ pub enum Feature {
     Verify,
     /// Mending what a comparison found.
     Repair,
+    /// Taking the stamps off after a migration.
+    Strip,
+    /// Moving the writers of a route with a way back.
+    Cutover,
     /// `run --create-state-table`.
     CreateStateTable,
 }
@@ -114,7 +130,7 @@ pub enum Feature {
 /// Feature, part of the table, actions, and what they are for.
 type Row = (Feature, Part, &'static [Action], &'static str);
 
-use Feature::{Backfill, CreateStateTable, Repair, Replicate, Verify};
+use Feature::{Backfill, CreateStateTable, Cutover, Repair, Replicate, Strip, Verify};
 
 /// The table.
 pub const TABLE: &[Row] = &[
@@ -136,13 +152,15 @@ pub const TABLE: &[Row] = &[
         &[DescribeTable, GetItem, BatchGetItem, Query, PutItem, UpdateItem, DeleteItem],
         "keeps leases, checkpoints, tombstones and dead letters",
     ),
-    (Backfill, Part::Source, &[Scan], "reads what is there"),
-    (Backfill, Part::Peer, &[GetItem, PutItem, UpdateItem, DeleteItem], "writes what was there"),
-    (Backfill, Part::Member, &[Scan], "reads what is there"),
+    (Backfill, Part::Origin, &[Scan], "reads what is there"),
+    (Backfill, Part::Looked, &[GetItem], "looks at single items again"),
+    (Backfill, Part::Peer, &[PutItem, DeleteItem], "writes what was there"),
     (Verify, Part::Source, &[Scan, GetItem], "compares"),
     (Verify, Part::Peer, &[Scan, GetItem], "compares"),
     (Verify, Part::Member, &[Scan], "compares"),
-    (Repair, Part::Peer, &[GetItem, PutItem, UpdateItem, DeleteItem], "mends differences"),
+    (Repair, Part::Peer, &[PutItem, DeleteItem], "mends differences"),
+    (Strip, Part::Peer, &[Scan, UpdateItem], "takes the stamps off"),
+    (Cutover, Part::Turning, &[GetItem, PutItem, DeleteItem], "writes the final marker, and sees it arrive"),
     (
         CreateStateTable,
         Part::State,
@@ -167,6 +185,15 @@ impl Needs {
         let mut parts = Vec::new();
         for route in &config.routes {
             let (from, to) = (route.from == index, route.to.contains(&index));
+            if from {
+                parts.push(Part::Origin);
+            }
+            if from && (route.shape.is_some() || route.pristine) {
+                parts.push(Part::Looked);
+            }
+            if route.reversible && (from || to) {
+                parts.push(Part::Turning);
+            }
             match route.group {
                 Some(_) if from || to => parts.push(Part::Member),
                 Some(_) => {}

@@ -6,9 +6,10 @@
 //! replicator's role in. What is asked for is [`needs`](super::needs)' table; how documents are written out is left
 //! to [`render`](super::render).
 
+use super::feeds;
 use super::needs::{Action, Feature, Needs};
 use super::statement::{allow, document, resource};
-use crate::config::{Access, AssumeRole, Config, Member, TableArn};
+use crate::config::{Access, Config, FeedPlace, Member, TableArn};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,6 +19,13 @@ pub const UNKNOWN_ACCOUNT: &str = "ACCOUNT-OF-THE-REPLICATOR";
 pub const MOST_RESOURCE: usize = 20 * 1024;
 /// AWS's bound of a managed policy, in characters without white space.
 pub const MOST_MANAGED: usize = 6144;
+
+/// AWS's bound of a trust policy, in characters without white space: the quota that every account has. It can be
+/// raised to twice that.
+pub const MOST_TRUST: usize = 2048;
+
+/// The name of the state table among those of members with a key; a member of that name comes first.
+pub const STATE_KEY: &str = "state";
 
 /// What documents are written for.
 #[derive(Debug, Clone, Default)]
@@ -30,7 +38,7 @@ pub struct Terms {
     pub endpoints: Vec<String>,
     /// Only requests from these networks are let in.
     pub networks: Vec<String>,
-    /// Customer keys of tables, by the member's name.
+    /// Customer keys of tables, by the member's name; [`STATE_KEY`] for the state table.
     pub keys: BTreeMap<String, String>,
     /// What is used beside replication.
     pub features: BTreeSet<Feature>,
@@ -77,6 +85,12 @@ pub enum PolicyError {
         "a statement of the policy of {0} would be {1} characters; AWS takes {MOST_MANAGED} in a document"
     )]
     StatementTooLong(String, usize),
+    /// A trust policy is longer than AWS takes.
+    #[error(
+        "the trust policy of {0} would be {1} characters; AWS takes {MOST_TRUST}, or 4096 on request: name fewer \
+         networks, or let fewer members with external ids of their own share the role"
+    )]
+    TrustTooLong(String, usize),
     /// A key of a member that the config does not have.
     #[error("there is no member {0:?} to which a key could belong")]
     NoMember(String),
@@ -87,11 +101,19 @@ pub enum PolicyError {
 /// # Errors
 /// A document that AWS would refuse for its length; a key of nobody.
 pub fn documents(config: &Config, terms: &Terms) -> Result<Vec<Document>, PolicyError> {
-    if let Some(name) = terms.keys.keys().find(|name| config.member(name).is_none()) {
+    let known = |name: &str| name == STATE_KEY || config.member(name).is_some();
+    if let Some(name) = terms.keys.keys().find(|name| !known(name)) {
         return Err(PolicyError::NoMember(name.clone()));
     }
     let principal = principal(config, terms);
-    let mut writer = Writer { config, terms, principal, documents: Vec::new(), roles: BTreeMap::new() };
+    let mut writer = Writer {
+        config,
+        terms,
+        principal,
+        documents: Vec::new(),
+        roles: BTreeMap::new(),
+        assumed: BTreeMap::new(),
+    };
     for (index, member) in config.members.iter().enumerate() {
         let needs = Needs::of_member(config, index, &terms.features);
         if !needs.actions.is_empty() {
@@ -99,7 +121,10 @@ pub fn documents(config: &Config, terms: &Terms) -> Result<Vec<Document>, Policy
         }
     }
     writer.state();
+    writer.feeds();
+    let trusts: Vec<Document> = writer.assumed.iter().map(|(role, ids)| writer.trust(role, ids)).collect();
     let Writer { mut documents, roles, .. } = writer;
+    documents.extend(trusts);
     for (role, grants) in roles {
         documents.extend(grants.documents(&role));
     }
@@ -108,10 +133,12 @@ pub fn documents(config: &Config, terms: &Terms) -> Result<Vec<Document>, Policy
     Ok(documents)
 }
 
-/// The role that the replicator runs as.
+/// The role that the replicator runs as. A state table that is reached by a role does not tell in which account that
+/// is.
 #[must_use]
 pub fn principal(config: &Config, terms: &Terms) -> String {
-    let named = config.state.table.parse::<TableArn>().ok();
+    let own = config.state.access.assume_role.is_none();
+    let named = config.state.table.parse::<TableArn>().ok().filter(|_| own);
     let account = named.as_ref().map_or(UNKNOWN_ACCOUNT, |arn| &arn.account);
     let partition = config.members.first().map_or("aws", |member| &member.arn.partition);
     let default = || format!("arn:{partition}:iam::{account}:role/shardwalker");
@@ -124,6 +151,37 @@ pub fn account_of(arn: &str) -> &str {
     arn.split(':').nth(4).unwrap_or_default()
 }
 
+/// A role or a user, as its ARN names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity<'a> {
+    /// Whether it is a user.
+    pub user: bool,
+    /// `/`, or such as `/team-a/`.
+    pub path: String,
+    /// Its name, which is one in its account whatever the path.
+    pub name: &'a str,
+}
+
+impl<'a> Identity<'a> {
+    /// The one that an ARN names.
+    #[must_use]
+    pub fn of(arn: &'a str) -> Self {
+        let (kind, rest) =
+            arn.splitn(6, ':').nth(5).and_then(|rest| rest.split_once('/')).unwrap_or(("role", arn));
+        let (path, name) = match rest.rsplit_once('/') {
+            Some((path, name)) => (format!("/{path}/"), name),
+            None => ("/".to_owned(), rest),
+        };
+        Self { user: kind == "user", path, name }
+    }
+
+    /// How commands and files call its kind.
+    #[must_use]
+    pub const fn kind(&self) -> &'static str {
+        if self.user { "user" } else { "role" }
+    }
+}
+
 struct Writer<'a> {
     config: &'a Config,
     terms: &'a Terms,
@@ -131,38 +189,35 @@ struct Writer<'a> {
     documents: Vec<Document>,
     /// What each role may do, by its ARN: the replicator's own, and those that it assumes.
     roles: BTreeMap<String, Grants>,
+    /// The external ids with which each assumed role is assumed, by its ARN; `None` where it is without one.
+    assumed: BTreeMap<String, BTreeSet<Option<String>>>,
 }
 
 impl Writer<'_> {
     fn member(&mut self, member: &Member, needs: &Needs) {
         let table = &member.arn;
         let role = self.caller(&member.access);
-        let why = format!("member {}: {}", member.name, needs.whole_why());
+        let name = format!("member {}", member.name);
+        let why = format!("{name}: {}", needs.whole_why());
         let assumed = member.access.assume_role.is_some();
-        let key = self.terms.keys.get(&member.name);
-        let through = through(table);
         let grants = self.grants(&role);
         grants.add_table(table, needs);
         grants.why.push(why);
-        if let Some(key) = key {
-            grants.add(KEY_ACTIONS.map(str::to_owned).to_vec(), key, through);
-        }
         // Within one account the identity policy is enough.
         let foreign = table.account != account_of(&role);
         if !assumed && foreign {
-            self.share(member, needs);
+            self.share(table, &name, needs);
         }
-        if let Some(key) = key.filter(|_| foreign || assumed) {
-            let key = self.key(member, key, &role);
-            self.documents.push(key);
+        if let Some(key) = self.terms.keys.get(&member.name) {
+            self.key(&name, table, key, &role);
         }
     }
 
-    /// The resource policies of a member's table and stream.
-    fn share(&mut self, member: &Member, needs: &Needs) {
-        let table = &member.arn;
+    /// The resource policies of a table and its stream.
+    fn share(&mut self, table: &TableArn, name: &str, needs: &Needs) {
         for on_stream in [false, true] {
-            let actions = needs.on(on_stream);
+            let mut actions = needs.on(on_stream);
+            actions.retain(|action| action.shareable());
             if actions.is_empty() {
                 continue;
             }
@@ -170,7 +225,7 @@ impl Writer<'_> {
             statement["Sid"] = json!(if on_stream { "ShardwalkerStream" } else { "ShardwalkerTable" });
             self.narrow(&mut statement, true);
             let attach = if on_stream { Attach::Stream(table.clone()) } else { Attach::Table(table.clone()) };
-            let why = format!("member {}: {}", member.name, needs.why(on_stream));
+            let why = format!("{name}: {}", needs.why(on_stream));
             let policy = document(vec![statement]);
             self.documents.push(Document { account: table.account.clone(), attach, why, policy });
         }
@@ -178,28 +233,47 @@ impl Writer<'_> {
 
     fn state(&mut self) {
         let needs = Needs::of_state(&self.terms.features);
-        let Access { region, .. } = &self.config.state.access;
+        let access = &self.config.state.access;
+        let role = self.caller(access);
         let table = self.config.state.table.parse().unwrap_or_else(|_| TableArn {
             partition: self.principal.split(':').nth(1).unwrap_or("aws").to_owned(),
-            region: region.clone(),
-            account: account_of(&self.principal).to_owned(),
+            region: access.region.clone(),
+            account: account_of(&role).to_owned(),
             table: self.config.state.table.clone(),
         });
-        let role = self.caller(&self.config.state.access);
         let grants = self.grants(&role);
         grants.add_table(&table, &needs);
         grants.why.push(format!("state table: {}", needs.whole_why()));
+        if table.account != account_of(&role) {
+            self.share(&table, "state table", &needs);
+        }
+        let of_member = self.config.member(STATE_KEY).is_some();
+        if let Some(key) = self.terms.keys.get(STATE_KEY).filter(|_| !of_member) {
+            self.key("state table", &table, key, &role);
+        }
+    }
+
+    /// Feeds in buckets; those in directories need nothing of AWS.
+    fn feeds(&mut self) {
+        for feed in feeds::used(self.config) {
+            let FeedPlace::S3 { bucket, prefix, access } = &feed.place else { continue };
+            let role = self.caller(access);
+            let partition = role.split(':').nth(1).unwrap_or("aws").to_owned();
+            let grants = self.grants(&role);
+            for (actions, resource) in feeds::statements(&partition, bucket, prefix) {
+                // The conditions on roles are about requests to DynamoDB.
+                grants.add(actions, &resource, Value::Null);
+            }
+            grants.why.push(format!("feed {}: writes its files, and reads what it wrote", feed.name));
+        }
     }
 
     /// The role that makes the calls of an access, which must be assumed when it is not the replicator's own.
     fn caller(&mut self, access: &Access) -> String {
         let Some(role) = &access.assume_role else { return self.principal.clone() };
-        if !self.roles.contains_key(&role.role_arn) {
-            let trust = self.trust(role);
-            self.documents.push(trust);
-            let own = self.principal.clone();
-            self.grants(&own).add(vec!["sts:AssumeRole".to_owned()], &role.role_arn, Value::Null);
-        }
+        self.assumed.entry(role.role_arn.clone()).or_default().insert(role.external_id.clone());
+        let own = self.principal.clone();
+        self.grants(&own).add(vec!["sts:AssumeRole".to_owned()], &role.role_arn, Value::Null);
         role.role_arn.clone()
     }
 
@@ -208,39 +282,56 @@ impl Writer<'_> {
         self.roles.entry(role.to_owned()).or_insert_with(|| Grants { narrow, ..Grants::default() })
     }
 
-    fn trust(&self, role: &AssumeRole) -> Document {
+    fn trust(&self, role: &str, ids: &BTreeSet<Option<String>>) -> Document {
         let mut statement = json!({
             "Sid": "Shardwalker", "Effect": "Allow", "Action": "sts:AssumeRole",
             "Principal": { "AWS": self.principal },
         });
         // STS has VPC endpoints of its own: those of DynamoDB narrow what the role may do instead.
         self.narrow(&mut statement, false);
-        if let Some(id) = &role.external_id {
-            put(&mut statement["Condition"], "StringEquals", "sts:ExternalId", json!(id));
-        }
-        let why = match role.external_id {
-            Some(_) => "lets the replicator's role assume this one, with the external id only",
-            None => "lets the replicator's role assume this one",
+        let named: Vec<&String> = ids.iter().flatten().collect();
+        let why = match named.as_slice() {
+            // The request of who has none names none, and no condition on it could hold.
+            _ if ids.contains(&None) && !named.is_empty() => {
+                "lets the replicator's role assume this one, without an external id, because one of the members that \
+                 share it has none"
+            }
+            [] => "lets the replicator's role assume this one",
+            [id] => {
+                put(&mut statement["Condition"], "StringEquals", "sts:ExternalId", json!(id));
+                "lets the replicator's role assume this one, with the external id only"
+            }
+            ids => {
+                put(&mut statement["Condition"], "StringEquals", "sts:ExternalId", json!(ids));
+                "lets the replicator's role assume this one, with the external ids of its members only"
+            }
         };
         Document {
-            account: account_of(&role.role_arn).to_owned(),
-            attach: Attach::Trust(role.role_arn.clone()),
+            account: account_of(role).to_owned(),
+            attach: Attach::Trust(role.to_owned()),
             why: why.to_owned(),
             policy: document(vec![statement]),
         }
     }
 
-    fn key(&self, member: &Member, key: &str, principal: &str) -> Document {
+    /// What lets `role` use the key of a table. Within one account the key's policy leaves that to the role's own, unless
+    /// somebody has narrowed it; a role that was made for this is named all the same.
+    fn key(&mut self, name: &str, table: &TableArn, key: &str, role: &str) {
+        let through = through(table);
+        self.grants(role).add(KEY_ACTIONS.map(str::to_owned).to_vec(), key, through.clone());
+        if account_of(key) == account_of(role) && role == self.principal {
+            return;
+        }
         let statement = json!({
-            "Sid": "Shardwalker", "Effect": "Allow", "Principal": { "AWS": principal },
-            "Action": KEY_ACTIONS, "Resource": "*", "Condition": through(&member.arn),
+            "Sid": "Shardwalker", "Effect": "Allow", "Principal": { "AWS": role },
+            "Action": KEY_ACTIONS, "Resource": "*", "Condition": through,
         });
-        Document {
+        self.documents.push(Document {
             account: account_of(key).to_owned(),
             attach: Attach::Key(key.to_owned()),
-            why: format!("member {}: its items are encrypted with this key", member.name),
+            why: format!("{name}: its items are encrypted with this key"),
             policy: document(vec![statement]),
-        }
+        });
     }
 
     /// What narrows a statement that lets others in; `network` where the request goes to DynamoDB.
@@ -358,7 +449,13 @@ fn check_lengths(documents: &[Document]) -> Result<(), PolicyError> {
                     return Err(PolicyError::StatementTooLong(role.clone(), length));
                 }
             }
-            Attach::Trust(_) | Attach::Key(_) => {}
+            Attach::Trust(role) => {
+                let length = document.policy.to_string().len();
+                if length > MOST_TRUST {
+                    return Err(PolicyError::TrustTooLong(role.clone(), length));
+                }
+            }
+            Attach::Key(_) => {}
         }
     }
     Ok(())

@@ -8,55 +8,34 @@
 
 use super::dated::Dated;
 use super::finding::{Cell, Finding, Findings, STATE, Subject, Verdict, folded};
+pub use super::found::{Found, Stream};
+use super::keys;
 use super::needs::{Action, Feature, Needs};
-use super::probe::{KeyAttribute, Probe, Tried};
+use super::probe::{Probe, Tried};
 use crate::aws::{Aws, Clients};
 use crate::clock::Clock;
 use crate::config::{Access, Config, Member, TableArn};
 use crate::failure::{self, Class, Failure};
+use crate::numbers::{self, NumberError};
 use crate::retry::{self, GaveUp, Jitter, Policy};
-use crate::state::{EXPIRES, PK, SK};
+use crate::shape::needs_old_images;
+use crate::state::{EXPIRES, PK, SK, StateError, StateTable, misfit};
+use crate::telemetry::metrics::Metrics;
 use aws_sdk_dynamodb::types::{StreamViewType, TableDescription, TableStatus};
 use futures::future::join_all;
 use std::collections::BTreeSet;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
-/// What is known of a member table once it was found.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Found {
-    /// The key attributes: partition key first.
-    pub keys: Vec<KeyAttribute>,
-    /// The current stream, when there is one.
-    pub stream: Option<Stream>,
-    /// The table's id: another one means that the table was deleted and made again.
-    pub id: String,
-}
-
-/// A table's current stream.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Stream {
-    /// Its ARN.
-    pub arn: String,
-    /// Its label: the time when it was turned on.
-    pub label: String,
-    /// Whether it takes records.
-    pub enabled: bool,
-    /// What its records hold.
-    pub view: String,
-}
-
 /// What a check uses.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub struct Preflight<'a> {
-    /// The config.
-    pub config: &'a Config,
-    /// Makes the clients.
-    pub aws: &'a Aws,
-    /// Seeded pauses.
-    pub jitter: &'a Jitter,
-    /// Ends the waiting.
-    pub cancel: &'a CancellationToken,
+    config: &'a Config,
+    aws: &'a Aws,
+    jitter: &'a Jitter,
+    cancel: &'a CancellationToken,
+    /// How long a denial is tried again.
+    patience: Duration,
 }
 
 /// How long a call that is throttled, or has no answer, is tried again even when nobody waits for policies.
@@ -82,6 +61,7 @@ struct Looked {
     found: Option<Found>,
     cells: Vec<Cell>,
     findings: Vec<Finding>,
+    notes: Vec<String>,
 }
 
 impl Looked {
@@ -101,66 +81,86 @@ impl Looked {
     }
 }
 
-impl Preflight<'_> {
-    /// Checks all members of all routes; gives what was found of each, in the order of the config (`None` for
-    /// members that no route uses).
+impl<'a> Preflight<'a> {
+    /// One that waits for policies as long as the config says, with pauses from `jitter`, until `cancel`.
+    #[must_use]
+    pub fn new(config: &'a Config, aws: &'a Aws, jitter: &'a Jitter, cancel: &'a CancellationToken) -> Self {
+        Self { config, aws, jitter, cancel, patience: config.access_patience }
+    }
+
+    /// What a start of the service looks at: all members of all routes. One that is down or closed, and that was found
+    /// before as `known` says, does not keep the others waiting: it is said, and what is known is taken for it.
+    ///
+    /// # Errors
+    /// Everything else that does not hold, in the order of the config.
+    pub async fn start(&self, known: &[Option<Found>]) -> Result<Vec<Option<Found>>, Findings> {
+        let of = |index: usize| known.get(index).and_then(Option::as_ref);
+        let mut report = self.members(&BTreeSet::new(), |index| of(index).is_some()).await;
+        let passes = |finding: &Finding| {
+            let mut members = self.config.members.iter();
+            let index = members.position(|member| member.name == finding.member);
+            finding.passing && index.and_then(of).is_some()
+        };
+        let (passing, lasting): (Vec<_>, Vec<_>) = report.findings.into_iter().partition(passes);
+        if !lasting.is_empty() {
+            return Err(Findings(lasting));
+        }
+        for finding in passing {
+            tracing::error!("{finding}\nthe others go on without it, and it is tried again and again");
+        }
+        for (index, found) in report.found.iter_mut().enumerate().filter(|(_, found)| found.is_none()) {
+            *found = of(index).cloned();
+        }
+        Ok(report.found)
+    }
+
+    /// Checks all members of all routes, for replication and for `features`; gives what was found of each, in the order
+    /// of the config (`None` for members that no route uses).
     ///
     /// # Errors
     /// Everything that does not hold, in the order of the config.
-    pub async fn run(&self) -> Result<Vec<Option<Found>>, Findings> {
-        let report = self.members(&BTreeSet::new()).await;
+    pub async fn run(&self, features: &BTreeSet<Feature>) -> Result<Vec<Option<Found>>, Findings> {
+        let report = self.members(features, |_| false).await;
         if report.findings.is_empty() { Ok(report.found) } else { Err(Findings(report.findings)) }
     }
 
     /// Checks everything: members, also for features that are not in the config, the state table, and the clock of
     /// this host.
     pub async fn report(&self, features: &BTreeSet<Feature>, clock: Clock) -> Report {
-        let mut report = Box::pin(self.members(features)).await;
+        let mut report = Box::pin(self.members(features, |_| false)).await;
         Box::pin(self.state(features, &mut report)).await;
+        self.numbers(&mut report).await;
         self.compare_clocks(clock, &mut report).await;
         report
     }
 
-    async fn members(&self, features: &BTreeSet<Feature>) -> Report {
+    /// Looks at all members side by side. Those that are known `before` were let in once: nobody waits for policies
+    /// that take effect late.
+    async fn members(&self, features: &BTreeSet<Feature>, before: impl Fn(usize) -> bool) -> Report {
         let config = self.config;
-        let members = config.members.iter().enumerate().map(|(index, member)| async move {
-            let needs = Needs::of_member(config, index, features);
-            if needs.actions.is_empty() {
-                Looked::default()
-            } else {
-                self.member(index, member, &needs).await
+        let members = config.members.iter().enumerate().map(|(index, member)| {
+            let patience = if before(index) { Duration::ZERO } else { self.patience };
+            let preflight = Self { patience, ..*self };
+            async move {
+                let needs = Needs::of_member(config, index, features);
+                if needs.actions.is_empty() {
+                    Looked::default()
+                } else {
+                    preflight.member(index, member, &needs).await
+                }
             }
         });
         let mut report = Report::default();
+        let mut described = Vec::new();
         for looked in join_all(members).await {
+            described.push(looked.found.clone());
             report.found.push(looked.found.filter(|_| looked.findings.is_empty()));
             report.cells.extend(looked.cells);
             report.findings.extend(folded(looked.findings));
+            report.notes.extend(looked.notes);
         }
-        self.compare_keys(&report.found, &mut report.findings);
+        report.findings.extend(keys::compare(self.config, &described));
         report
-    }
-
-    fn compare_keys(&self, found: &[Option<Found>], findings: &mut Vec<Finding>) {
-        let config = self.config;
-        let of = |index: usize| found.get(index).and_then(Option::as_ref);
-        for route in &config.routes {
-            let tables = match route.group.and_then(|group| config.groups.get(group)) {
-                None => format!("route {}", route.name),
-                // All are compared with the first one.
-                Some(group) if group.members.first() == Some(&route.from) => format!("group {}", group.name),
-                Some(_) => continue,
-            };
-            let Some(source) = of(route.from) else { continue };
-            for &to in &route.to {
-                let Some(peer) = of(to).filter(|peer| peer.keys != source.keys) else { continue };
-                let (first, keys) = (&config.members[route.from].name, spell(&source.keys));
-                let what = format!("its primary key is {}, but that of {first} is {keys}", spell(&peer.keys));
-                let remedy =
-                    format!("the tables of {tables} must have the same key attributes, by name and type");
-                findings.push(Finding::new(&config.members[to].name, None, what, remedy));
-            }
-        }
     }
 
     /// What is found of the member at `index`, without any check of what it is used for.
@@ -189,12 +189,20 @@ impl Preflight<'_> {
                 return looked;
             }
         };
+        looked.notes.extend(found.key.as_ref().map(|key| {
+            format!(
+                "member {0}: encrypted with the KMS key {key}; where it is a customer key, policies need --kms-key \
+                 {0}={key}; the AWS managed one (aws/dynamodb) cannot be shared across accounts",
+                member.name
+            )
+        }));
         let reads = !needs.on(true).is_empty();
         let unfit = self.unfit(index, member, &found).filter(|_| reads);
         let stream = found.stream.as_ref().filter(|_| unfit.is_none()).map(|stream| stream.arn.clone());
         looked.findings.extend(unfit);
         subject.stream = stream;
-        let probe = Probe { clients: &clients, table: &table, keys: &found.keys, expires: EXPIRES };
+        let probe =
+            Probe { clients: &clients, table: &table, keys: &found.keys, expires: EXPIRES, absent: false };
         Box::pin(self.try_all(&subject, &probe, &mut looked)).await;
         looked.found = Some(found);
         looked
@@ -272,6 +280,7 @@ impl Preflight<'_> {
                 (Some(TableStatus::Active | TableStatus::Updating) | None, None) => Ok(Found::of(&table)),
                 (Some(status), None) => {
                     bad(format!("the table is {status}"), "wait until it is ACTIVE, then start again")
+                        .map_err(Finding::passing)
                 }
             },
         };
@@ -281,6 +290,10 @@ impl Preflight<'_> {
     /// What a source's stream lacks for the routes that read it.
     fn unfit(&self, index: usize, member: &Member, found: &Found) -> Option<Finding> {
         let mut leaving = self.config.routes.iter().filter(|route| route.from == index);
+        let judging = leaving.clone().find_map(|route| {
+            let shape = route.shape.as_ref().filter(|shape| needs_old_images(shape, &found.keys));
+            shape.map(|_| route.name.as_str())
+        });
         let group = leaving.find_map(|route| Some(self.config.groups[route.group?].name.as_str()));
         let table = &member.arn;
         let turn_on = format!(
@@ -292,12 +305,15 @@ impl Preflight<'_> {
         let finding =
             |what: &str, remedy| Some(Finding::new(&member.name, Some(Action::DescribeTable), what, remedy));
         let Some(stream) = found.stream.as_ref().filter(|stream| stream.enabled) else {
-            return finding("the table's stream is off", turn_on);
+            return finding("the table's stream is off", turn_on).map(Finding::passing);
         };
-        let lacks = match (StreamViewType::from(stream.view.as_str()), group) {
-            (StreamViewType::NewAndOldImages, _) | (StreamViewType::NewImage, None) => return None,
-            (StreamViewType::NewImage, Some(group)) => format!("no old images; group {group} needs both"),
-            (_, _) => "no new images".to_owned(),
+        let lacks = match (StreamViewType::from(stream.view.as_str()), group, judging) {
+            (StreamViewType::NewAndOldImages, ..) | (StreamViewType::NewImage, None, None) => return None,
+            (StreamViewType::NewImage, Some(group), _) => format!("no old images; group {group} needs both"),
+            (StreamViewType::NewImage, None, Some(route)) => {
+                format!("no old images; the filter of route {route} is judged on both")
+            }
+            (..) => "no new images".to_owned(),
         };
         let off = format!(
             "turn the stream off (aws dynamodb update-table --table-name {} \
@@ -322,30 +338,53 @@ impl Preflight<'_> {
         let subject = Subject { name: STATE, table, access: &state.access, needs: &needs, stream: None };
         let mut looked = Looked::default();
         let answer = self.patiently(|| clients.tables.describe_table().table_name(&state.table).send()).await;
-        let outcome = match answer {
-            Ok(_) => Ok(()),
+        let mut absent = false;
+        let (outcome, unfit) = match answer {
+            Ok(answer) => (Ok(()), answer.table.as_ref().and_then(misfit)),
             Err(failure) if failure.class == Class::NotFound => {
+                absent = true;
                 report.notes.push(format!(
-                    "the state table {} does not exist; run with --create-state-table makes it",
+                    "the state table {} does not exist; shardwalker run --create-state-table makes it",
                     state.table
                 ));
-                looked.unknown(STATE, &needs.actions, "the table does not exist yet");
-                report.cells.extend(looked.cells);
-                return;
+                (Ok(()), None)
             }
-            Err(failure) => Err(failure),
+            Err(failure) => (Err(failure), None),
         };
         let (cell, finding) = subject.judge(Action::DescribeTable, &outcome);
         looked.cells.extend(self.assumed(&subject, &cell));
         looked.take((cell, finding));
-        if outcome.is_ok() {
+        if let Some(why) = unfit {
+            let error = StateError::Unfit { table: state.table.clone(), why };
+            let remedy = "name another table in [state], or delete this one and have it made anew";
+            looked.findings.push(Finding::new(STATE, None, error.to_string(), remedy));
+            looked.unknown(STATE, &needs.actions, "it cannot be a state table");
+        } else if outcome.is_ok() {
             let keys = [PK, SK].map(|name| (name.to_owned(), "S".to_owned()));
-            let probe = Probe { clients: &clients, table: &state.table, keys: &keys, expires: EXPIRES };
+            let probe =
+                Probe { clients: &clients, table: &state.table, keys: &keys, expires: EXPIRES, absent };
             Box::pin(self.try_all(&subject, &probe, &mut looked)).await;
         }
         looked.unknown(STATE, &needs.actions, "the table could not be described");
         report.cells.extend(looked.cells);
         report.findings.extend(folded(looked.findings));
+    }
+
+    /// What the state table says of the numbers of groups' members. Where it cannot be read, that was said already.
+    async fn numbers(&self, report: &mut Report) {
+        if self.config.groups.is_empty() {
+            return;
+        }
+        let Ok(metrics) = Metrics::new() else { return };
+        let clients = self.aws.clients(&self.config.state.access).await;
+        let state = StateTable::new(&self.config.state, &clients, metrics);
+        for group in &self.config.groups {
+            if let Ok(Err(refused)) = numbers::look(&state, self.config, group).await {
+                let (NumberError::Taken { member, .. } | NumberError::Renumbered { member, .. }) = &refused;
+                let remedy = "numbers are in the versions of all items: none is ever another table's";
+                report.findings.push(Finding::new(member, None, refused.to_string(), remedy));
+            }
+        }
     }
 
     /// Compares this host's clock with the date of an answer. Versions, leases' beats and the drift ceiling tolerate
@@ -383,7 +422,7 @@ impl Preflight<'_> {
         F: Future<Output = Result<T, E>>,
         Failure: From<E>,
     {
-        let patience = self.config.access_patience;
+        let patience = self.patience;
         let policy = Policy { slow: Duration::from_secs(4), ..Policy::for_at_most(patience.max(MOMENT)) };
         let notice = |failure: &Failure, tries| {
             if tries == 1 {
@@ -428,34 +467,6 @@ fn elsewhere(table: &TableDescription, wanted: &TableArn) -> Option<String> {
     (!emulated && !same).then(|| {
         format!("the endpoint answered with {found}: Region {}, account {}", found.region, found.account)
     })
-}
-
-impl Found {
-    fn of(table: &TableDescription) -> Self {
-        let kind = |name: &str| {
-            let definition = table.attribute_definitions().iter().find(|a| a.attribute_name() == name);
-            definition.map_or("?", |a| a.attribute_type().as_str()).to_owned()
-        };
-        let keys = table.key_schema().iter();
-        let keys = keys.map(|k| (k.attribute_name().to_owned(), kind(k.attribute_name()))).collect();
-        let specification = table.stream_specification();
-        let stream = table.latest_stream_arn().map(|arn| Stream {
-            arn: arn.to_owned(),
-            label: table.latest_stream_label().unwrap_or_else(|| label(arn)).to_owned(),
-            enabled: specification.is_some_and(|s| s.stream_enabled()),
-            view: specification.and_then(|s| s.stream_view_type()).map_or("", |v| v.as_str()).to_owned(),
-        });
-        Self { keys, stream, id: table.table_id().unwrap_or_default().to_owned() }
-    }
-}
-
-fn label(stream: &str) -> &str {
-    stream.rsplit('/').next().unwrap_or(stream)
-}
-
-fn spell(keys: &[KeyAttribute]) -> String {
-    let key = |(name, kind): &KeyAttribute| format!("{name} ({kind})");
-    keys.iter().map(key).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]

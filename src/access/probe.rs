@@ -21,6 +21,14 @@ pub type KeyAttribute = (String, String);
 /// The value of the key that probes ask for.
 const PROBE: &str = "shardwalker-probe";
 
+/// Why CreateTable is not tried.
+const ELSEWHERE: &str =
+    "the table is in another account than the caller, who can make tables only in its own";
+const UNSURE: &str = "whether the table is in the caller's account cannot be seen: trying could make one";
+
+/// Why what makes a table is not tried.
+const ABSENT: &str = "the table does not exist yet: trying would make it";
+
 /// What a probe found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Tried {
@@ -41,6 +49,8 @@ pub struct Probe<'a> {
     pub keys: &'a [KeyAttribute],
     /// The time-to-live attribute that the table should have.
     pub expires: &'a str,
+    /// Whether it is known not to exist: that it is not found says then that a call was let in.
+    pub absent: bool,
 }
 
 impl Probe<'_> {
@@ -49,7 +59,10 @@ impl Probe<'_> {
     /// # Errors
     /// The failure of the call, where it says anything but that it was let in.
     pub async fn table(&self, action: Action) -> Result<Tried, Failure> {
-        Box::pin(self.call(action)).await.or_else(after_all)
+        match Box::pin(self.call(action)).await {
+            Err(failure) if self.absent && failure.class == Class::NotFound => Ok(Tried::Allowed),
+            tried => tried.or_else(after_all),
+        }
     }
 
     fn key(&self) -> HashMap<String, AttributeValue> {
@@ -65,6 +78,9 @@ impl Probe<'_> {
         let (client, table, key) = (&self.clients.tables, self.table, self.key());
         let Some((pk, _)) = self.keys.first() else { return Ok(Tried::Untried("its keys are not known")) };
         match action {
+            Action::CreateTable | Action::UpdateTimeToLive if self.absent => {
+                return Ok(Tried::Untried(ABSENT));
+            }
             Action::DescribeTable => drop(client.describe_table().table_name(table).send().await?),
             Action::GetItem => {
                 let get = client.get_item().table_name(table).set_key(Some(key)).consistent_read(true);
@@ -96,7 +112,7 @@ impl Probe<'_> {
                 let delete = client.delete_item().table_name(table).set_key(Some(key));
                 drop(delete.condition_expression(NEVER).expression_attribute_names("#pk", pk).send().await?);
             }
-            Action::CreateTable => self.create().await?,
+            Action::CreateTable => return self.create().await,
             Action::DescribeTimeToLive => {
                 drop(client.describe_time_to_live().table_name(table).send().await?)
             }
@@ -111,9 +127,18 @@ impl Probe<'_> {
         value.map(|value| HashMap::from([(":pk".to_owned(), value)])).unwrap_or_default()
     }
 
-    /// Makes the table a second time, which is refused for that it exists: its description was read before.
-    async fn create(&self) -> Result<(), Failure> {
+    /// Makes the table a second time, which is refused for that it exists. By its bare name it would be made in the
+    /// caller's account: so only where that name means the very table.
+    async fn create(&self) -> Result<Tried, Failure> {
         let name = self.table.rsplit('/').next().unwrap_or(self.table);
+        let meant = self.described(self.table).await?;
+        match self.described(name).await {
+            Ok(found) if found.is_some() && found == meant => {}
+            Ok(_) => return Ok(Tried::Untried(ELSEWHERE)),
+            Err(failure) if failure.class == Class::NotFound => return Ok(Tried::Untried(ELSEWHERE)),
+            Err(failure) if failure.class == Class::Denied => return Ok(Tried::Untried(UNSURE)),
+            Err(failure) => return Err(failure),
+        }
         let mut request =
             self.clients.tables.create_table().table_name(name).billing_mode(BillingMode::PayPerRequest);
         for ((name, kind), role) in self.keys.iter().zip([KeyType::Hash, KeyType::Range]) {
@@ -125,7 +150,13 @@ impl Probe<'_> {
             request = request.attribute_definitions(definition).key_schema(key);
         }
         drop(request.send().await?);
-        Ok(())
+        Ok(Tried::Allowed)
+    }
+
+    /// The ARN of the table that a name or ARN means to the caller.
+    async fn described(&self, table: &str) -> Result<Option<String>, Failure> {
+        let answer = self.clients.tables.describe_table().table_name(table).send().await?;
+        Ok(answer.table.and_then(|table| table.table_arn))
     }
 
     /// Turns time to live on where it is on, which is refused for that or changes nothing.

@@ -5,7 +5,7 @@
 //! nobody's) has made; there a function does it, with the rights to do just that. Streams are found when the template
 //! or the plan is applied, so their ARNs need not be known here.
 
-use super::policy::{Attach, Document};
+use super::policy::{Attach, Document, Identity};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -22,7 +22,7 @@ pub fn json(documents: &[Document]) -> Value {
                 "attach": place(attach),
                 "why": why,
                 "file": file_name(document, documents),
-                "apply": apply(attach, &file_name(document, documents)),
+                "apply": apply(document, documents),
                 "policy": policy,
             })
         })
@@ -45,50 +45,100 @@ pub fn place(attach: &Attach) -> String {
 /// The name of a document's file among all of them.
 #[must_use]
 pub fn file_name(document: &Document, all: &[Document]) -> String {
+    let identity = |kind: &str, arn: &str| {
+        let Identity { path, name, .. } = Identity::of(arn);
+        // What stands in no name stands for what stands in no file's name.
+        let path =
+            path.trim_start_matches('/').replace(|c: char| !c.is_ascii_alphanumeric() && c != '-', "~");
+        format!("{kind}.{path}{name}")
+    };
     let stem = match &document.attach {
         Attach::Table(table) => format!("table.{}.{}", table.region, table.table),
         Attach::Stream(table) => format!("stream.{}.{}", table.region, table.table),
-        Attach::Role(role) => format!("role.{}", last(role)),
-        Attach::Trust(role) => format!("trust.{}", last(role)),
-        Attach::Key(key) => format!("key.{}", last(key)),
+        Attach::Role(role) => identity(Identity::of(role).kind(), role),
+        Attach::Trust(role) => identity("trust", role),
+        Attach::Key(key) => format!("key.{}", key.rsplit('/').next().unwrap_or(key)),
     };
-    let same = || all.iter().filter(|other| other.attach == document.attach);
-    let number = match same().position(|other| other == document) {
-        Some(index) if same().count() > 1 => format!(".{}", index + 1),
-        _ => String::new(),
-    };
+    let number = part(document, all).map(|part| format!(".{part}")).unwrap_or_default();
     format!("{}.{stem}{number}.json", document.account)
 }
 
-fn apply(attach: &Attach, file: &str) -> String {
-    match attach {
+/// Which of several documents with one place it is, counted from 1; `None` of a single one.
+fn part(document: &Document, all: &[Document]) -> Option<usize> {
+    let same = || all.iter().filter(|other| other.attach == document.attach);
+    same().position(|other| other == document).filter(|_| same().count() > 1).map(|index| index + 1)
+}
+
+/// A resource has one policy, and putting one replaces it: only where there is none.
+const NEW: &str = "--expected-revision-id NO_POLICY";
+
+/// The command that puts a document into its place.
+fn apply(document: &Document, all: &[Document]) -> String {
+    let file = file_name(document, all);
+    match &document.attach {
         Attach::Table(table) => format!(
-            "aws dynamodb put-resource-policy --region {} --resource-arn {table} --policy file://{file}",
+            "aws dynamodb put-resource-policy --region {} --resource-arn {table} --policy file://{file} {NEW}",
             table.region
         ),
         Attach::Stream(table) => format!(
-            "aws dynamodb put-resource-policy --region {} --policy file://{file} --resource-arn \"$(aws dynamodb \
+            "aws dynamodb put-resource-policy --region {} --policy file://{file} {NEW} --resource-arn \"$(aws dynamodb \
              describe-table --region {} --table-name {table} --query Table.LatestStreamArn --output text)\"",
             table.region, table.region
         ),
-        Attach::Role(role) => format!(
-            "aws iam put-role-policy --role-name {} --policy-name {} --policy-document file://{file}",
-            last(role),
-            file.trim_end_matches(".json")
-        ),
-        Attach::Trust(role) => format!(
-            "aws iam create-role --role-name {} --assume-role-policy-document file://{file}",
-            last(role)
-        ),
+        Attach::Role(role) => {
+            let identity = Identity::of(role);
+            let (kind, name) = (identity.kind(), identity.name);
+            match part(document, all) {
+                None if !identity.user => format!(
+                    "aws iam put-role-policy --role-name {name} --policy-name shardwalker --policy-document \
+                     file://{file}"
+                ),
+                // More than an inline policy holds; a user's holds next to nothing.
+                part => format!(
+                    "aws iam attach-{kind}-policy --{kind}-name {name} --policy-arn \"$(aws iam create-policy \
+                     --policy-name shardwalker-{name}-{} --policy-document file://{file} --query Policy.Arn \
+                     --output text)\"",
+                    part.unwrap_or(1)
+                ),
+            }
+        }
+        Attach::Trust(role) => {
+            let Identity { path, name, .. } = Identity::of(role);
+            let path = if path == "/" { String::new() } else { format!(" --path {path}") };
+            format!(
+                "aws iam create-role --role-name {name}{path} --assume-role-policy-document file://{file}"
+            )
+        }
         Attach::Key(_) => {
             "aws kms put-key-policy, with the statement added to those that are there".to_owned()
         }
     }
 }
 
-/// What stands after the last `/`.
-fn last(arn: &str) -> &str {
-    arn.rsplit('/').next().unwrap_or(arn)
+/// A name for each table and role of some documents, by its ARN: what `spell` makes of it, and more where that would
+/// be the name of another one, too.
+fn names(documents: &[&Document], spell: fn(&str) -> String) -> BTreeMap<String, String> {
+    let mut spelled: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for document in documents {
+        let (arn, text) = match &document.attach {
+            Attach::Table(table) | Attach::Stream(table) => {
+                (table.to_string(), format!("{} {}", table.region, table.table))
+            }
+            Attach::Role(role) | Attach::Trust(role) => (role.clone(), Identity::of(role).name.to_owned()),
+            Attach::Key(_) => continue,
+        };
+        spelled.entry(spell(&text)).or_default().insert(arn);
+    }
+    let mut names = BTreeMap::new();
+    for (name, arns) in spelled {
+        let shared = arns.len() > 1;
+        for arn in arns {
+            let more =
+                if shared { blake3::hash(arn.as_bytes()).to_hex()[..8].to_owned() } else { String::new() };
+            names.insert(arn, format!("{name}{more}"));
+        }
+    }
+    names
 }
 
 /// Letters and digits only, each word with a capital: what CloudFormation takes as a name.
@@ -100,7 +150,8 @@ fn logical(text: &str) -> String {
 /// Small letters, digits and `_`: what Terraform takes as a name.
 fn identifier(text: &str) -> String {
     let letter = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' };
-    text.chars().map(letter).collect()
+    let first = if text.starts_with(|c: char| c.is_ascii_digit()) { "_" } else { "" };
+    first.chars().chain(text.chars().map(letter)).collect()
 }
 
 /// The documents of each account.
@@ -123,12 +174,14 @@ pub fn cloudformation(documents: &[&Document]) -> Value {
     let mut resources = Map::new();
     let mut attached = Vec::new();
     let trusts = |role: &str| documents.iter().any(|d| matches!(&d.attach, Attach::Trust(r) if r == role));
+    let names = names(documents, logical);
+    let name = |arn: &str| names.get(arn).map_or("", String::as_str);
     for (index, document) in documents.iter().enumerate() {
         let Document { attach, why, policy, .. } = document;
         match attach {
             Attach::Table(table) | Attach::Stream(table) => {
                 let on = if matches!(attach, Attach::Stream(_)) { "Stream" } else { "Table" };
-                let name = format!("{on}{}", logical(&format!("{} {}", table.region, table.table)));
+                let name = format!("{on}{}", name(&table.to_string()));
                 attached.push(table.to_string());
                 resources.insert(
                     name,
@@ -138,16 +191,20 @@ pub fn cloudformation(documents: &[&Document]) -> Value {
                         "Properties": {
                             "ServiceToken": { "Fn::GetAtt": ["Attach", "Arn"] },
                             "Table": table.to_string(), "On": on, "Policy": policy.to_string(),
+                            "Generation": { "Ref": "Generation" },
                         },
                     }),
                 );
             }
             Attach::Trust(role) => {
+                let Identity { path, name: role_name, .. } = Identity::of(role);
                 resources.insert(
-                    format!("Role{}", logical(last(role))),
+                    format!("Role{}", name(role)),
                     json!({
                         "Type": "AWS::IAM::Role", "Metadata": { "Why": why },
-                        "Properties": { "RoleName": last(role), "AssumeRolePolicyDocument": policy },
+                        "Properties": {
+                            "RoleName": role_name, "Path": path, "AssumeRolePolicyDocument": policy,
+                        },
                     }),
                 );
             }
@@ -155,14 +212,15 @@ pub fn cloudformation(documents: &[&Document]) -> Value {
                 let mut properties = json!({
                     "PolicyDocument": policy, "Description": "Written by shardwalker policy",
                 });
-                let name = logical(last(role));
-                if trusts(role) {
-                    properties["Roles"] = json!([{ "Ref": format!("Role{name}") }]);
+                let identity = Identity::of(role);
+                let to = if trusts(role) {
+                    json!([{ "Ref": format!("Role{}", name(role)) }])
                 } else {
-                    properties["Roles"] = json!([last(role)]);
-                }
+                    json!([identity.name])
+                };
+                properties[if identity.user { "Users" } else { "Roles" }] = to;
                 resources.insert(
-                    format!("Policy{name}{index}"),
+                    format!("Policy{}No{index}", name(role)),
                     json!({
                         "Type": "AWS::IAM::ManagedPolicy", "Metadata": { "Why": why },
                         "Properties": properties,
@@ -172,7 +230,8 @@ pub fn cloudformation(documents: &[&Document]) -> Value {
             Attach::Key(_) => {}
         }
     }
-    if !attached.is_empty() {
+    let attaches = !attached.is_empty();
+    if attaches {
         resources.extend(function(&attached));
     }
     let keys: Vec<Value> = keys(documents);
@@ -181,6 +240,12 @@ pub fn cloudformation(documents: &[&Document]) -> Value {
         "Description": "What lets Shardwalker in; written by shardwalker policy",
         "Resources": resources,
     });
+    if attaches {
+        template["Parameters"] = json!({ "Generation": {
+            "Type": "Number", "Default": 1,
+            "Description": "Another number attaches all policies again: a stream that was turned off and on has none",
+        } });
+    }
     if !keys.is_empty() {
         template["Metadata"] = json!({ "AddToKeyPolicies": keys });
     }
@@ -241,6 +306,8 @@ pub fn terraform(documents: &[&Document]) -> String {
                     terraform {\n  required_providers {\n    aws = {\n      source  = \"hashicorp/aws\"\n      \
                     version = \">= 6.0\"\n    }\n  }\n}\n"
         .to_owned();
+    let names = names(documents, identifier);
+    let name = |arn: &str| names.get(arn).map_or("", String::as_str);
     for (index, document) in documents.iter().enumerate() {
         let Document { attach, why, policy, .. } = document;
         let policy = format!("{policy:#}").replace("${", "$${").replace('\n', "\n  ");
@@ -248,7 +315,7 @@ pub fn terraform(documents: &[&Document]) -> String {
         let _ = write!(text, "\n# {why}\n");
         let _ = match attach {
             Attach::Table(table) => {
-                let name = identifier(&format!("{}_{}", table.region, table.table));
+                let name = name(&table.to_string());
                 write!(
                     text,
                     "resource \"aws_dynamodb_resource_policy\" \"table_{name}\" {{\n  region       = \"{}\"\n  \
@@ -257,7 +324,7 @@ pub fn terraform(documents: &[&Document]) -> String {
                 )
             }
             Attach::Stream(table) => {
-                let name = identifier(&format!("{}_{}", table.region, table.table));
+                let name = name(&table.to_string());
                 write!(
                     text,
                     "data \"aws_dynamodb_table\" \"{name}\" {{\n  region = \"{region}\"\n  name   = \"{}\"\n}}\n\n\
@@ -269,23 +336,24 @@ pub fn terraform(documents: &[&Document]) -> String {
                 )
             }
             Attach::Trust(role) => {
-                let name = identifier(last(role));
+                let Identity { path, name: role_name, .. } = Identity::of(role);
                 write!(
                     text,
-                    "resource \"aws_iam_role\" \"{name}\" {{\n  name               = \"{}\"\n  \
-                     assume_role_policy = {heredoc}\n}}\n",
-                    last(role)
+                    "resource \"aws_iam_role\" \"{}\" {{\n  name               = \"{role_name}\"\n  \
+                     path               = \"{path}\"\n  assume_role_policy = {heredoc}\n}}\n",
+                    name(role)
                 )
             }
             Attach::Role(role) => {
-                let name = identifier(last(role));
+                let (name, identity) = (name(role), Identity::of(role));
+                let kind = identity.kind();
                 let made = documents.iter().any(|d| matches!(&d.attach, Attach::Trust(r) if r == role));
                 let to =
-                    if made { format!("aws_iam_role.{name}.name") } else { format!("\"{}\"", last(role)) };
+                    if made { format!("aws_iam_role.{name}.name") } else { format!("\"{}\"", identity.name) };
                 write!(
                     text,
                     "resource \"aws_iam_policy\" \"{name}_{index}\" {{\n  policy = {heredoc}\n}}\n\n\
-                     resource \"aws_iam_role_policy_attachment\" \"{name}_{index}\" {{\n  role       = {to}\n  \
+                     resource \"aws_iam_{kind}_policy_attachment\" \"{name}_{index}\" {{\n  {kind:<10} = {to}\n  \
                      policy_arn = aws_iam_policy.{name}_{index}.arn\n}}\n"
                 )
             }
@@ -297,3 +365,6 @@ pub fn terraform(documents: &[&Document]) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests;

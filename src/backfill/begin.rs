@@ -1,23 +1,27 @@
-//! Finding out what must hold, pinning the stream, and joining a backfill or beginning one.
+//! Finding out what must hold, pinning the stream, and what segments need.
 
 use super::copy::{Copier, Target};
-use super::export::Export;
-use super::rows::{Job, Known, Rows, State};
+use super::export::{self, Export};
+use super::mirror::Mirror;
+use super::rows::{Job, Rows, State};
 use super::scan::TableScan;
 use super::segment::Shared;
+use super::snapshot::Snapshots;
 use super::source::{Source, SourceError};
 use super::{Backfill, BackfillError, PARALLEL, Request};
-use crate::access::finding::Finding;
-use crate::access::needs::Action;
+use crate::access::needs::Feature;
 use crate::access::preflight::{Found, Preflight};
 use crate::aws::{Aws, Base};
 use crate::clock::Clock;
-use crate::config::{Config, Route, Start};
+use crate::config::flag::Location;
+use crate::config::{Config, FeedPlace, Route, Start};
 use crate::connect::Connector;
-use crate::control::{Controls, Gates};
+use crate::control::{Controls, Gates, Pause, Scope};
+use crate::cutover;
 use crate::dead_letters::DeadLetters;
-use crate::failure::{Class, Failure};
-use crate::item::Key;
+use crate::failure::Failure;
+use crate::feed::Feed;
+use crate::feed::store::Store;
 use crate::lease::heart::Heart;
 use crate::ledger::Ledger;
 use crate::limit::Rate;
@@ -25,6 +29,8 @@ use crate::numbers;
 use crate::peer::{OnExisting, Peer};
 use crate::retry::{self, GaveUp, Jitter, Policy};
 use crate::service::{Options, worker_name};
+use crate::shape::Shape;
+use crate::shape::accepted::{self};
 use crate::starts;
 use crate::state::StateTable;
 use crate::telemetry::metrics::Metrics;
@@ -34,7 +40,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::net::TcpListener;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// A segment is about so large, unless there would be too few or too many of them: one is read in some minutes, and
@@ -49,6 +54,7 @@ const MOST: u64 = 256;
 pub(super) struct Parts {
     pub(super) route: Route,
     pub(super) peers: Vec<Arc<Peer>>,
+    pub(super) feeds: Vec<Arc<Feed>>,
     /// The key attributes' names.
     pub(super) keys: Vec<String>,
     pub(super) client: Client,
@@ -56,14 +62,20 @@ pub(super) struct Parts {
     pub(super) table: String,
     pub(super) clock: Clock,
     pub(super) request: Request,
+    /// The route's shape.
+    pub(super) shape: Option<Arc<Shape>>,
+    /// The source, to look at single items; where the route has a shape, or had one, or its peers are pristine.
+    pub(super) source: Option<Arc<Peer>>,
+    /// The peers whose items have another shape.
+    pub(super) changed: BTreeMap<Scope, Pause>,
+    pub(super) state: StateTable,
     pub(super) dead_letters: DeadLetters,
     pub(super) export: Option<Arc<Export>>,
     pub(super) heart: Arc<Heart>,
 }
 
 impl Backfill {
-    /// Checks what must hold and pins the route's place in the stream. Reads and writes no item, but for one scanned to see
-    /// that it may be. With `listen` the metrics are served there.
+    /// Checks what must hold, permissions included, and pins the route's place in the stream. Reads and writes no item. With `listen` the metrics are served there.
     ///
     /// # Errors
     /// [`BackfillError`].
@@ -77,24 +89,42 @@ impl Backfill {
         let siblings = siblings(&config, &request.route);
         let config = only(config, &request)?;
         let route = config.routes.first().ok_or(BackfillError::Stopped)?.clone();
+        if route.pristine && !route.to.is_empty() && request.existing != Some(OnExisting::Overwrite) {
+            return Err(BackfillError::Pristine(route.name));
+        }
         let metrics = Metrics::new()?;
         let base = Base { request_timeout: Some(config.write.request_timeout), ..options.base };
         let (aws, jitter) = (Aws::new(base), Jitter::seeded(options.seed));
         let state = StateTable::new(&config.state, &aws.clients(&config.state.access).await, metrics.clone());
         Box::pin(state.open(options.create_state_table, config.access_patience)).await?;
+        let patient = Policy::for_at_most(config.access_patience);
+        let turn = || cutover::turn(&state, &route);
+        let turn =
+            retry::run(patient, &jitter, &drain, |_, _| (), turn).await?.map_err(BackfillError::Idle)?;
         let admin = match listen {
             None => None,
             Some(address) => Some(TcpListener::bind(address).await.map_err(BackfillError::Listen)?),
         };
-        let preflight = Preflight { config: &config, aws: &aws, jitter: &jitter, cancel: &drain };
-        let found = Box::pin(preflight.run()).await?;
+        let preflight = Preflight::new(&config, &aws, &jitter, &drain);
+        // An export is read from files; single items are looked at again all the same.
+        let reads = request.export.is_none() || route.shape.is_some() || route.pristine;
+        let features = reads.then_some(Feature::Backfill).into_iter().collect();
+        let found = Box::pin(preflight.run(&features)).await?;
         let source = found_of(&found, route.from)?;
-        same_keys(&config, &route, &found)?;
-        let patient = Policy::for_at_most(config.access_patience);
         if let Some(group) = route.group.and_then(|group| config.groups.get(group)) {
             let claim = || numbers::claim(&state, options.clock, &config, group);
             Box::pin(retry::run(patient, &jitter, &drain, |_, _| (), claim)).await??;
         }
+        let shape = match &route.shape {
+            None => None,
+            Some(shape) => {
+                let fitted = Shape::fit(shape, &source.keys);
+                Some(Arc::new(fitted.map_err(|wrong| BackfillError::Shape(wrong.join("; ")))?))
+            }
+        };
+        let expected = accepted::expected(&config, |_| Some(shape.as_ref()?.identity()));
+        let claim = || accepted::claim(&state, options.clock, &expected);
+        Box::pin(retry::run(patient, &jitter, &drain, |_, _| (), claim)).await?;
         let stream = source.stream.as_ref().map(|stream| stream.label.clone()).unwrap_or_default();
         let pin = || starts::begun(&state, options.clock, &route.name, &stream);
         let pinned = retry::run(patient, &jitter, &drain, |_, _| (), pin).await?;
@@ -121,25 +151,12 @@ impl Backfill {
         let member = &config.members[route.from];
         let client = aws.clients(&member.access).await.tables;
         let table = member.arn.to_string();
-        let describe = || async { Ok(client.describe_table().table_name(&table).send().await?) };
-        let described = retry::run(patient, &jitter, &drain, |_, _| (), describe).await?.table;
-        let size = |count: Option<i64>| count.and_then(|count| u64::try_from(count).ok()).unwrap_or_default();
-        let items = size(described.as_ref().and_then(|table| table.item_count()));
-        let bytes = size(described.as_ref().and_then(|table| table.table_size_bytes()));
+        let (items, bytes) = (source.items, source.bytes);
         let export = match &request.export {
-            None => {
-                let probe = TableScan::new(client.clone(), table.clone(), 1, !request.eventual, None);
-                let once = || async { probe.page(0, None, 1).await.map(drop) };
-                match retry::run(patient, &jitter, &drain, |_, _| (), once).await {
-                    Err(GaveUp::Failed(failure)) if failure.class == Class::Denied => {
-                        return Err(may_not_scan(&member.name, &table, &failure).into());
-                    }
-                    probed => probed?,
-                }
-                None
-            }
-            Some(folder) => {
-                let export = Export::open(folder)?;
+            None => None,
+            Some(location) => {
+                let place = location.place(&member.access);
+                let export = Box::pin(open(location, &place, &aws, &jitter, &drain, patient)).await?;
                 let now = options.clock.now();
                 let retention = config.state.tombstone_retention;
                 fits(&export, &table, &source.id, route.start, pinned.at, now, retention)?;
@@ -152,8 +169,11 @@ impl Backfill {
             Heart::new(state.clone(), worker.into(), options.clock, &config.lease, timeout, jitter.clone());
         let heart = Arc::new(heart.of_backfill());
         let controls = Controls::new(state.clone(), options.clock);
-        let (gates, keeper) = Gates::new(config.lanes(), controls.clone());
-        gates.apply(&retry::run(patient, &jitter, &drain, |_, _| (), || controls.rows()).await?);
+        let known = retry::run(patient, &jitter, &drain, |_, _| (), || controls.rows()).await?;
+        let changed = accepted::changed(&known, &expected);
+        let (gates, keeper) = Gates::new(config.lanes(), expected, controls.clone());
+        gates.apply(&known);
+        heart.obeys(gates.clone());
         let connector = Connector {
             config: &config,
             aws: &aws,
@@ -170,6 +190,14 @@ impl Backfill {
             tables.insert(config.members[peer].name.clone(), found.id.clone());
             peers.push(Arc::new(connector.peer(&route, peer, found).await));
         }
+        let mut feeds = Vec::new();
+        for settings in route.feeds.iter().map(|index| &config.feeds[*index]) {
+            tables.insert(settings.name.clone(), "a feed".to_owned());
+            let feed = connector.feed(&route, settings).await;
+            feeds.push(Arc::new(
+                feed.map_err(|why| BackfillError::Feed { feed: settings.name.clone(), why })?,
+            ));
+        }
         let now = options.clock.now();
         let fresh = Job {
             run: 1,
@@ -177,6 +205,7 @@ impl Backfill {
             table: source.id.clone(),
             peers: tables,
             stream,
+            shape: shape.as_ref().map(|shape| shape.identity().to_string()).unwrap_or_default(),
             segments: match &export {
                 Some(export) => export.segments(),
                 None => request.segments.unwrap_or((bytes / SEGMENT).clamp(FEWEST, MOST) as u32),
@@ -192,16 +221,25 @@ impl Backfill {
         let parts = Parts {
             keys: source.keys.iter().map(|(name, _)| name.clone()).collect(),
             peers,
+            feeds,
             client,
             table,
             clock: options.clock,
             request: request.clone(),
+            changed,
+            source: if shape.is_some() || route.pristine || accepted::is_known(&known, &route.name) {
+                Some(Arc::new(connector.member(&route, route.from, source).await))
+            } else {
+                None
+            },
+            shape,
+            state: state.clone(),
             dead_letters: DeadLetters::new(state, options.clock, config.dead_letters.per_key),
             export,
             heart: Arc::clone(&heart),
             route,
         };
-        Ok(Self { request, fresh, parts, heart, keeper, rows, config, jitter, metrics, admin, drain })
+        Ok(Self { request, turn, fresh, parts, heart, keeper, rows, config, jitter, metrics, admin, drain })
     }
 }
 
@@ -216,12 +254,13 @@ fn siblings(config: &Config, route: &str) -> Vec<(String, usize)> {
 fn only(mut config: Config, request: &Request) -> Result<Config, BackfillError> {
     let no_route = || BackfillError::NoRoute(request.route.clone());
     config.routes.retain(|route| route.name == request.route);
-    let Config { routes, members, .. } = &mut config;
+    let Config { routes, members, feeds, .. } = &mut config;
     let route = routes.first_mut().ok_or_else(no_route)?;
     if let Some(peer) = &request.peer {
         route.to.retain(|index| members[*index].name == *peer);
+        route.feeds.retain(|index| feeds[*index].name == *peer);
     }
-    if route.to.is_empty() {
+    if route.to.is_empty() && route.feeds.is_empty() {
         return Err(no_route());
     }
     Ok(config)
@@ -232,20 +271,30 @@ fn found_of(found: &[Option<Found>], index: usize) -> Result<&Found, BackfillErr
     found.get(index).and_then(Option::as_ref).ok_or(BackfillError::Stopped)
 }
 
-/// A group's tables are compared with its first member's only.
-fn same_keys(config: &Config, route: &Route, found: &[Option<Found>]) -> Result<(), BackfillError> {
-    let keys = &found_of(found, route.from)?.keys;
-    for &peer in &route.to {
-        if found_of(found, peer)?.keys != *keys {
-            let what = format!("its primary key differs from that of {}", config.members[route.from].name);
-            let remedy = format!(
-                "the tables of route {} must have the same key attributes, by name and type",
-                route.name
-            );
-            return Err(Finding::new(&config.members[peer].name, None, what, remedy).into());
-        }
+/// Reads the manifest of an export.
+async fn open(
+    location: &Location,
+    place: &FeedPlace,
+    aws: &Aws,
+    jitter: &Jitter,
+    drain: &CancellationToken,
+    patient: Policy,
+) -> Result<Export, BackfillError> {
+    let failed = |what: &str, why: Failure| export::bad(&format!("{location}{what}"), why);
+    let store = Store::existing(place, aws).await.map_err(|why| failed("", why))?;
+    let mut parts = [Vec::new(), Vec::new()];
+    for (name, part) in [export::SUMMARY, export::FILES].into_iter().zip(&mut parts) {
+        let what = format!("/{name}");
+        let get = || store.get(name);
+        let got =
+            retry::run(patient, jitter, drain, |_, _| (), get).await.map_err(|gave_up| match gave_up {
+                GaveUp::Failed(why) => failed(&what, why).into(),
+                GaveUp::Cancelled => BackfillError::Stopped,
+            })?;
+        *part = got.ok_or_else(|| export::bad(&format!("{location}{what}"), "it is not there"))?;
     }
-    Ok(())
+    let [summary, files] = parts;
+    Ok(Export::new(store, &summary, &files)?)
 }
 
 /// Whether an export is of this table, and of a time that the stream and the ledger reach back to.
@@ -275,15 +324,13 @@ fn fits(
     Ok(export.fresh(now + ROOM, retention)?)
 }
 
-fn may_not_scan(member: &str, table: &str, failure: &Failure) -> Finding {
-    let remedy = format!(
-        "allow dynamodb:Scan on {table}, in the identity policy of the role that makes the call, and across accounts in \
-         the table's resource policy as well; it is needed for a backfill only (`policy --features backfill`)"
-    );
-    Finding::new(member, Some(Action::Scan), failure.to_string(), remedy)
-}
-
 impl Parts {
+    /// What the source holds, where the peers get no stamps.
+    pub(super) fn mirror(&self) -> Option<Mirror> {
+        let source = self.source.as_ref().filter(|_| self.route.pristine)?;
+        Some(Mirror { source: Arc::clone(source), shape: self.shape.clone() })
+    }
+
     /// What the segments of a job share. `rest` asks them to come to rest.
     pub(super) fn share(
         self,
@@ -294,6 +341,7 @@ impl Parts {
         metrics: Metrics,
         rest: CancellationToken,
     ) -> Shared {
+        let mirror = self.mirror();
         let Self { route, request, .. } = self;
         let parallel = request.parallel.unwrap_or(PARALLEL).max(1);
         let target = |peer: Arc<Peer>| Target {
@@ -305,6 +353,9 @@ impl Parts {
             route: route.name.clone(),
             targets: self.peers.into_iter().map(target).collect(),
             keys: self.keys,
+            shape: self.shape,
+            source: self.source,
+            mirror,
             stamp: route.stamp,
             member: config.members[route.from].number,
             group: route.group.is_some(),
@@ -316,12 +367,24 @@ impl Parts {
             jitter: jitter.clone(),
             metrics: metrics.clone(),
         };
+        let snapshots = Snapshots {
+            route: route.name.clone(),
+            feeds: self.feeds,
+            run: request
+                .peer
+                .as_ref()
+                .map_or_else(|| job.run.to_string(), |peer| format!("{}-{peer}", job.run)),
+            begun: job.begun,
+            jitter: jitter.clone(),
+            metrics: metrics.clone(),
+        };
         let scan =
             || TableScan::new(self.client, self.table, job.segments, !request.eventual, request.read_units);
         Shared {
             route: route.name,
             source: self.export.map_or_else(|| Source::Scan(scan()), Source::Export),
             copier,
+            snapshots,
             rows,
             heart: self.heart,
             keep: config.state.tombstone_retention,
@@ -330,153 +393,5 @@ impl Parts {
             metrics,
             drain: rest,
         }
-    }
-}
-
-/// Finds the backfill that is asked for, or begins it.
-pub(super) struct Join<'a> {
-    pub(super) request: &'a Request,
-    pub(super) fresh: Job,
-    pub(super) heart: &'a Heart,
-    pub(super) rows: &'a Rows,
-    pub(super) parts: &'a Parts,
-}
-
-impl Join<'_> {
-    /// The backfill to work on; `None` when it is done.
-    ///
-    /// # Errors
-    /// [`BackfillError`].
-    pub(super) async fn find(&self, config: &Config, jitter: &Jitter) -> Result<Option<Job>, BackfillError> {
-        let cancel = CancellationToken::new();
-        let policy = Policy::for_at_most(config.access_patience);
-        let load = || self.rows.load();
-        let mut restart = self.request.restart;
-        loop {
-            let known = retry::run(policy, jitter, &cancel, |_, _| (), load).await?;
-            let (job, before) = match known {
-                None => (self.fresh.clone(), None),
-                Some(known) if restart => {
-                    let run = known.job.run + 1;
-                    self.idle(run, &config.lease).await?;
-                    let existing = self.request.existing.unwrap_or(known.job.existing);
-                    (Job { run, existing, ..self.fresh.clone() }, Some(known.job.run))
-                }
-                Some(known) => {
-                    let joined = self.join(known).await?;
-                    if let Some(job) = &joined {
-                        // Whoever began it may have died before it came to that.
-                        self.end_before(job.run, &config.lease).await?;
-                    }
-                    return Ok(joined);
-                }
-            };
-            let begin = || self.rows.begin(&job, before);
-            if !retry::run(policy, jitter, &cancel, |_, _| (), begin).await? {
-                // Another process was faster, or an answer was lost: it is joined.
-                restart = false;
-                continue;
-            }
-            // Somebody may have joined the run before while this one began.
-            self.end_before(job.run, &config.lease).await?;
-            tracing::info!(
-                route = self.request.route,
-                segments = job.segments,
-                run = job.run,
-                "the backfill begins"
-            );
-            return Ok(Some(job));
-        }
-    }
-
-    async fn join(&self, known: Known) -> Result<Option<Job>, BackfillError> {
-        let Known { job, .. } = known;
-        if job.source != self.fresh.source {
-            return Err(BackfillError::Other(format!("from {}", job.source)));
-        }
-        if !job.peers.keys().eq(self.fresh.peers.keys()) {
-            let peers: Vec<&str> = job.peers.keys().map(String::as_str).collect();
-            return Err(BackfillError::Other(format!("to {}", peers.join(", "))));
-        }
-        if job.peers != self.fresh.peers {
-            return Err(BackfillError::Replaced("a peer's table was deleted and made again"));
-        }
-        if job.table != self.fresh.table {
-            return Err(BackfillError::Replaced("the source's table was deleted and made again"));
-        }
-        if job.stream != self.fresh.stream {
-            return Err(BackfillError::Replaced("the source's stream was turned off and on"));
-        }
-        if job.state == State::Done {
-            return Ok(None);
-        }
-        if self.request.segments.is_some_and(|segments| segments != job.segments) {
-            return Err(BackfillError::Other(format!("in {} segments", job.segments)));
-        }
-        let existing = self.request.existing.unwrap_or(job.existing);
-        if job.state == State::Running && existing == job.existing {
-            return Ok(Some(job));
-        }
-        if job.state == State::Running {
-            return Err(BackfillError::Other(format!("with --on-existing {}", job.existing.name())));
-        }
-        let now = self.parts.clock.now();
-        let job = Job { existing, state: State::Running, since: now, ..job };
-        if !self.rows.set(&job).await.map_err(BackfillError::Rows)? {
-            return Err(BackfillError::Restarted);
-        }
-        Ok(Some(job))
-    }
-
-    /// Waits until it is sure that nobody works on the runs before one; gives the rows of their segments.
-    async fn idle(&self, run: u64, lease: &crate::config::Lease) -> Result<Vec<String>, BackfillError> {
-        let (begun, most) = (Instant::now(), lease.duration + lease.look_interval * 5);
-        let mut read = begun;
-        let mut rows = self.rows.earlier(run).await.map_err(BackfillError::Rows)?;
-        loop {
-            let owners: Vec<&str> = rows.iter().filter_map(|(_, owner)| owner.as_deref()).collect();
-            let dead = self.heart.dead(owners.iter().copied());
-            // By a look before the rows were read, one may be dead that lives again since.
-            let looked = self.heart.looked().is_some_and(|looked| looked > read);
-            match owners.iter().find(|owner| !looked || !dead.contains(**owner)) {
-                None => return Ok(rows.into_iter().map(|(sort, _)| sort).collect()),
-                Some(living) if begun.elapsed() > most => {
-                    return Err(BackfillError::Busy((*living).to_owned()));
-                }
-                Some(_) => tokio::time::sleep(lease.look_interval.min(Duration::from_secs(1))).await,
-            }
-            if looked {
-                read = Instant::now();
-                rows = self.rows.earlier(run).await.map_err(BackfillError::Rows)?;
-            }
-        }
-    }
-
-    /// Ends the runs before one: what they were about to create and may not have looked up in the ledger is looked up
-    /// once nobody works on them. Doing it again changes nothing.
-    async fn end_before(&self, run: u64, lease: &crate::config::Lease) -> Result<(), BackfillError> {
-        let segments = self.idle(run, lease).await?;
-        for (sort, keys) in self.rows.earlier_keys(run).await.map_err(BackfillError::Rows)? {
-            for key in &keys {
-                self.settle(key).await.map_err(BackfillError::Rows)?;
-            }
-            if self.heart.fence().is_none() {
-                let why = "this process's row in the state table was not renewed in time";
-                return Err(BackfillError::Rows(Failure::new(Class::Transient, "NotAlive", why)));
-            }
-            self.rows.forget_keys(&sort).await.map_err(BackfillError::Rows)?;
-        }
-        for sort in &segments {
-            self.rows.forget(sort).await.map_err(BackfillError::Rows)?;
-        }
-        Ok(())
-    }
-
-    async fn settle(&self, key: &Key) -> Result<(), Failure> {
-        for peer in &self.parts.peers {
-            let settled = peer.settle(key, crate::version::Version::default()).await;
-            settled.map_err(|error| error.failure().clone())?;
-        }
-        Ok(())
     }
 }

@@ -4,6 +4,7 @@
 //! tried again for as long as the worker may write. Remembers nothing: where to go on is the segment's matter.
 
 use super::counts::{Fate, Fates, Totals};
+use super::mirror::Mirror;
 use crate::change::{Change, Event, Image, SequenceNumber};
 use crate::clock::Clock;
 use crate::dead_letters::{self, DeadLetters, Kept, Reason};
@@ -12,6 +13,7 @@ use crate::item::{Digest, Item, Key};
 use crate::limit::Rate;
 use crate::peer::{OnExisting, Peer, Seed, Seeded, StepError};
 use crate::retry::{Jitter, Pauses, Policy};
+use crate::shape::{Shape, Unshaped};
 use crate::telemetry::metrics::Metrics;
 use crate::version::{Hlc, Mark, Stamp, Version};
 use aws_sdk_dynamodb::types::AttributeValue;
@@ -33,16 +35,20 @@ const WRITE_UNIT: usize = 1024;
 const STAMP: usize = 54;
 /// Of the items that an operator must decide about, so many are named.
 pub(super) const NAMED: usize = 5;
-/// Once a peer that was down takes writes again, those that wait come back within about this.
-const SPREAD: Duration = Duration::from_secs(1);
 
 /// Copies items to a route's peers.
 #[derive(Debug)]
 pub(super) struct Copier {
     pub(super) route: String,
     pub(super) targets: Vec<Target>,
-    /// The key attributes' names.
+    /// The key attributes' names at the source.
     pub(super) keys: Vec<String>,
+    /// What the peers get of items.
+    pub(super) shape: Option<Arc<Shape>>,
+    /// The source, to look at single items; where peers' items have a shape, or had one.
+    pub(super) source: Option<Arc<Peer>>,
+    /// What the source holds, where the peers get no stamps.
+    pub(super) mirror: Option<Mirror>,
     /// The stamp attribute's name.
     pub(super) stamp: String,
     /// The source's number in versions.
@@ -71,12 +77,27 @@ pub(super) struct Target {
 /// An item as it is put.
 #[derive(Debug)]
 pub(super) struct Scanned {
-    content: Item,
+    pub(super) content: Item,
     pub(super) key: Key,
-    version: Version,
+    /// What the peers get, when that is something else.
+    shaped: Option<Shaped>,
+    pub(super) version: Version,
     /// It is being deleted at the source.
-    leaving: bool,
-    size: usize,
+    pub(super) leaving: bool,
+    pub(super) size: usize,
+}
+
+/// An item's key and content at the peers; none when it is filtered out, and why when it cannot be shaped.
+type Shaped = Result<Option<(Key, Item)>, Unshaped>;
+
+impl Scanned {
+    /// The key at the peers; `None` when nothing is put there.
+    pub(super) fn target(&self) -> Option<&Key> {
+        match &self.shaped {
+            None => Some(&self.key),
+            Some(shaped) => shaped.as_ref().ok()?.as_ref().map(|(key, _)| key),
+        }
+    }
 }
 
 /// What became of some items.
@@ -99,17 +120,15 @@ impl Copier {
             Some(AttributeValue::S(text)) => Stamp::parse(&text),
             _ => None,
         };
-        let mut key = Item::default();
-        for name in &self.keys {
-            let value = item.0.get(name).ok_or(name.as_str())?;
-            key.0.insert(name.clone(), value.clone());
-        }
+        let key = item.key(&self.keys)?;
         // What is too far ahead is not believed: no streamed change would beat it.
         let ceiling = Hlc::from_millis(self.clock.millis()).plus(self.max_drift);
         let clean = stamp.filter(|stamp| stamp.version.hlc <= ceiling && stamp.digest == item.digest(None));
-        let version = clean.map_or(Version::new(Hlc::ZERO, self.member), |stamp| stamp.version);
+        let believed = clean.filter(|_| self.mirror.is_none());
+        let version = believed.map_or(Version::new(Hlc::ZERO, self.member), |stamp| stamp.version);
         let leaving = clean.is_some_and(|stamp| stamp.mark == Mark::Deleted);
-        Ok(Scanned { content: item, key: Key::new(key), version, leaving, size })
+        let shaped = self.shape.as_ref().map(|shape| shaped(shape, &item));
+        Ok(Scanned { content: item, key, shaped, version, leaving, size })
     }
 
     /// Copies items until each is done at every peer.
@@ -148,8 +167,11 @@ impl Copier {
                 if let Some(fates) = copied.totals.peers.get_mut(peer) {
                     fates.add(fate);
                 }
-                if fate == Fate::Seeded(Seeded::Conflict) && copied.conflicts.len() < NAMED {
-                    copied.conflicts.push((peer.to_owned(), item.key.digest()));
+                if fate == Fate::Seeded(Seeded::Conflict)
+                    && copied.conflicts.len() < NAMED
+                    && let Some(key) = item.target()
+                {
+                    copied.conflicts.push((peer.to_owned(), key.digest()));
                 }
             }
         }
@@ -183,7 +205,10 @@ impl Copier {
         fence: &CancellationToken,
     ) -> Result<(), Abandoned> {
         let peer = &target.peer;
-        self.insist(peer, fence, || peer.settle(key, Version::default())).await.map(drop)
+        match &self.mirror {
+            Some(mirror) => self.insist(peer, fence, || mirror.settle(peer, key)).await.map(drop),
+            None => self.insist(peer, fence, || peer.settle(key, Version::default())).await.map(drop),
+        }
     }
 
     async fn everywhere<'i>(
@@ -208,21 +233,77 @@ impl Copier {
             return Ok(Fate::Leaving);
         }
         let peer = &target.peer;
-        let cost = (item.size + self.stamp.len() + STAMP).div_ceil(WRITE_UNIT);
-        let seed = Seed { content: &item.content, key: &item.key, version: item.version, group: self.group };
-        target.spend(cost).await;
-        let seeded = match self.insist(peer, fence, || peer.seed(seed, self.existing)).await? {
-            Ok(seeded) => seeded,
-            Err(why) => {
-                self.keep(peer, item, &why, fence).await?;
+        let (key, content) = match &item.shaped {
+            None => (&item.key, &item.content),
+            Some(Ok(Some((key, content)))) => (key, content),
+            Some(Ok(None)) => return Ok(Fate::Filtered),
+            Some(Err(why)) => {
+                self.letter(peer, item, &why.clone().into(), fence).await?;
                 return Ok(Fate::Refused);
             }
+        };
+        let size = if item.shaped.is_some() { content.size() } else { item.size };
+        let cost = (size + self.stamp.len() + STAMP).div_ceil(WRITE_UNIT);
+        let shaped = self.source.is_some();
+        let seed = Seed { content, key, version: item.version, group: self.group, shaped };
+        target.spend(cost).await;
+        let seeded = match &self.mirror {
+            Some(mirror) => self.insist(peer, fence, || mirror.seed(peer, key, content)).await?,
+            None => self.insist(peer, fence, || peer.seed(seed, self.existing)).await?,
+        };
+        let seeded = match seeded {
+            Ok(Seeded::Stale(seen)) => {
+                target.spend(cost).await;
+                match self.insist(peer, fence, || self.reshape(peer, item, seen)).await? {
+                    Ok(seeded) => seeded,
+                    Err(why) => return self.refused(peer, item, &why, fence).await,
+                }
+            }
+            Ok(seeded) => seeded,
+            Err(why) => return self.refused(peer, item, &why, fence).await,
         };
         if matches!(seeded, Seeded::Updated | Seeded::Overwritten) {
             // The first try failed by its condition, and cost as much.
             target.spend(cost).await;
         }
         Ok(Fate::Seeded(seeded))
+    }
+
+    /// Gives an item that a change has put at the peer this shape, as the source has it now.
+    async fn reshape(&self, peer: &Peer, item: &Scanned, seen: Stamp) -> Result<Seeded, StepError> {
+        let Some(source) = &self.source else { return Ok(Seeded::Newer) };
+        let home = |error: StepError| StepError::Home(error.failure().clone());
+        let Some(image) = source.look(&item.key).await.map_err(home)? else { return Ok(Seeded::Newer) };
+        let content = match &self.shape {
+            None => Some(image.content),
+            Some(shape) => {
+                let shaped = shaped(shape, &image.content).map_err(|why| StepError::Peer(why.into()))?;
+                shaped.map(|(_, content)| content)
+            }
+        };
+        match content {
+            Some(content) if content.digest(None) != seen.digest => peer.reshape(&content, seen).await,
+            // A change of it is on its way, or the stream has brought it by now.
+            _ => Ok(Seeded::Newer),
+        }
+    }
+
+    /// Keeps what the peer refuses for good as a dead letter, once it is sure that it does not refuse everything.
+    async fn refused(
+        &self,
+        peer: &Peer,
+        item: &Scanned,
+        why: &Failure,
+        fence: &CancellationToken,
+    ) -> Result<Fate, Abandoned> {
+        if let Some(key) = item.target().filter(|_| Reason::of(why) == Reason::Refused) {
+            let mut pauses = Pauses::new(Policy::FOREVER, self.jitter.clone());
+            while let Err(all) = peer.accepts_others(key, why).await {
+                self.failed(peer.name(), peer, &all, &mut pauses, fence).await?;
+            }
+        }
+        self.letter(peer, item, why, fence).await?;
+        Ok(Fate::Refused)
     }
 
     /// Tries a step until it is done, or the peer refuses it for good.
@@ -256,8 +337,8 @@ impl Copier {
         }
     }
 
-    /// Keeps what the peer refuses for good as a dead letter, once it is sure that it does not refuse everything.
-    async fn keep(
+    /// Keeps an item as a dead letter.
+    async fn letter(
         &self,
         peer: &Peer,
         item: &Scanned,
@@ -265,11 +346,6 @@ impl Copier {
         fence: &CancellationToken,
     ) -> Result<(), Abandoned> {
         let mut pauses = Pauses::new(Policy::FOREVER, self.jitter.clone());
-        while let Err(failure) = peer.accepts(&item.key).await {
-            let what = format!("{why}; and so is a write that changes nothing: {failure}");
-            let all = Failure::new(Class::Unrecognised, "EveryWriteRefused", what);
-            self.failed(peer.name(), peer, &all, &mut pauses, fence).await?;
-        }
         let Some(sequence) = SequenceNumber::parse(SEQUENCE) else { return Ok(()) };
         let change = Change {
             sequence,
@@ -283,12 +359,12 @@ impl Copier {
         };
         let lane = dead_letters::Lane { route: &self.route, peer: peer.name(), shard: SHARD };
         loop {
-            match self.letter(lane, &change, item.version, why).await {
+            match self.keep(lane, &change, item.version, why).await {
                 Ok(Kept::Kept | Kept::Free) => break,
                 Err(failure) => self.failed("state", peer, &failure, &mut pauses, fence).await?,
             }
         }
-        let labels = [&*self.route, peer.name(), Reason::Refused.name()];
+        let labels = [&*self.route, peer.name(), Reason::of(why).name()];
         self.metrics.dead_letters.with_label_values(&labels).inc();
         tracing::error!(
             peer = peer.name(),
@@ -300,7 +376,7 @@ impl Copier {
     }
 
     /// Keeps a letter in place of one of an earlier scan, which may hold other content.
-    async fn letter(
+    async fn keep(
         &self,
         lane: dead_letters::Lane<'_>,
         change: &Change,
@@ -311,7 +387,7 @@ impl Copier {
         for earlier in letters.iter().filter(|letter| letter.shard == SHARD) {
             self.dead_letters.remove(lane.route, lane.peer, earlier).await?;
         }
-        self.dead_letters.keep(lane, change, version, Reason::Refused, why).await
+        self.dead_letters.keep(lane, change, version, Reason::of(why), why).await
     }
 
     /// Notes a failure and waits.
@@ -324,19 +400,15 @@ impl Copier {
         fence: &CancellationToken,
     ) -> Result<(), Abandoned> {
         self.metrics.retried(&self.route, at, failure.class);
-        let action = failure.class.insist();
-        if action != Action::RetrySoon {
+        if failure.class.insist() != Action::RetrySoon {
             tracing::warn!(at, why = %failure, remedy = failure.class.remedy(), "a write is tried again");
         }
-        let pause = pauses.next(action).unwrap_or(Policy::FOREVER.slow);
-        let spread = self.jitter.around(SPREAD);
-        tokio::select! {
-            biased;
-            () = fence.cancelled() => Err(Abandoned),
-            () = tokio::time::sleep(pause), if action == Action::RetrySoon => Ok(()),
-            () = peer.slowly(pause, spread), if action != Action::RetrySoon => Ok(()),
-        }
+        if peer.wait_after(failure, pauses, &self.jitter, fence).await { Ok(()) } else { Err(Abandoned) }
     }
+}
+
+pub(super) fn shaped(shape: &Shape, item: &Item) -> Shaped {
+    if shape.lets_through(item)? { shape.item(item).map(Some) } else { Ok(None) }
 }
 
 impl Target {

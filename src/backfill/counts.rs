@@ -14,13 +14,15 @@ pub enum Fate {
     Seeded(Seeded),
     /// The peer refuses it for good: it is a dead letter.
     Refused,
+    /// The route's filter does not let it through.
+    Filtered,
     /// It is being deleted at the source: what comes of that is in the stream.
     Leaving,
 }
 
 impl Fate {
     /// All of them, in the order in which they are shown.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Seeded(Seeded::Created),
         Self::Seeded(Seeded::Updated),
         Self::Seeded(Seeded::Unchanged),
@@ -31,6 +33,7 @@ impl Fate {
         Self::Seeded(Seeded::Overwritten),
         Self::Seeded(Seeded::Conflict),
         Self::Refused,
+        Self::Filtered,
         Self::Leaving,
     ];
 
@@ -41,13 +44,14 @@ impl Fate {
             Self::Seeded(Seeded::Created) => "created",
             Self::Seeded(Seeded::Updated) => "updated",
             Self::Seeded(Seeded::Unchanged) => "unchanged",
-            Self::Seeded(Seeded::Newer) => "newer",
+            Self::Seeded(Seeded::Newer | Seeded::Stale(_)) => "newer",
             Self::Seeded(Seeded::Deleted) => "deleted",
             Self::Seeded(Seeded::Equal) => "existing_equal",
             Self::Seeded(Seeded::Kept) => "existing_kept",
             Self::Seeded(Seeded::Overwritten) => "existing_overwritten",
             Self::Seeded(Seeded::Conflict) => "existing_conflicting",
             Self::Refused => "refused",
+            Self::Filtered => "filtered",
             Self::Leaving => "leaving",
         }
     }

@@ -10,8 +10,8 @@
 //! whatever changes after that comes with the stream. Applying it is the service's matter, and it must do so within the
 //! stream's retention.
 //!
-//! [`scan`] reads a table in segments, for whoever needs that; [`export`] an export of it; `copy` writes, `segment` is the loop over pages, `begin`
-//! finds or begins the work.
+//! [`scan`] reads a table in segments, for whoever needs that; [`export`] an export of it; `copy` writes, `segment` is the loop over pages,
+//! `crew` takes segments, `begin` finds out what must hold, `join` which backfill it is.
 
 pub mod counts;
 pub mod export;
@@ -20,37 +20,38 @@ pub mod scan;
 
 mod begin;
 mod copy;
+mod crew;
+mod join;
+mod mirror;
 mod picture;
 mod segment;
+mod snapshot;
 mod source;
 
 pub use picture::{Picture, Segments};
 pub use source::SourceError;
 
-use crate::access::finding::{Finding, Findings};
-use crate::control::Keeper;
+use crate::access::finding::Findings;
+use crate::config::Route;
+use crate::config::flag::Location;
+use crate::control::{ControlRows, Keeper};
+use crate::cutover::standing;
 use crate::failure::Failure;
-use crate::item::Digest;
 use crate::lease::heart::Heart;
 use crate::numbers::NumberError;
 use crate::peer::OnExisting;
 use crate::retry::{self, GaveUp, Jitter, Policy};
-use crate::state::StateError;
+use crate::state::{Row, StateError};
 use crate::task::Tasks;
 use crate::telemetry::board::Board;
 use crate::telemetry::http::{self, Admin};
 use crate::telemetry::metrics::Metrics;
-use rows::{Job, Known, Rows, Segment, State};
-use segment::{End, Shared};
-use std::collections::{BTreeMap, BTreeSet};
-use std::hash::{DefaultHasher, Hash, Hasher};
-use std::path::PathBuf;
+use rows::{Job, Rows};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinError;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// What is asked for.
@@ -75,8 +76,8 @@ pub struct Request {
     pub restart: bool,
     /// Read eventually consistent, for half of the cost.
     pub eventual: bool,
-    /// The folder of an export of the source to be read instead of the source.
-    pub export: Option<PathBuf>,
+    /// Where an export of the source is, to be read instead of the source: what holds `manifest-summary.json`.
+    pub export: Option<Location>,
 }
 
 /// How a backfill ended, for this process.
@@ -110,6 +111,14 @@ pub enum BackfillError {
     /// The state table's rows.
     #[error("state table: {0}")]
     Rows(Failure),
+    /// A feed's place cannot be used.
+    #[error("feed {feed}: its place cannot be used: {why}")]
+    Feed {
+        /// The feed.
+        feed: String,
+        /// Why not.
+        why: Failure,
+    },
     /// The route leaves out what changes while it is read.
     #[error(
         "route {route} starts at {start}, which is later than now: what changes until then would be lost. Set start to \
@@ -129,9 +138,32 @@ pub enum BackfillError {
         "{0} since this backfill began, so what was copied before may be of another time; begin anew with --restart"
     )]
     Replaced(&'static str),
+    /// It would write to the side where writers are.
+    #[error("{0}")]
+    Idle(String),
+    /// What was read in one turn of a cutover may be old in another.
+    #[error(
+        "the writers of route {0} are being moved, so this backfill ends: what it has read may be old when they come back. \
+         It goes on where it was, with the same command, once it is its turn again"
+    )]
+    Moved(String),
     /// It cannot be begun anew while somebody works on it.
     #[error("{0} works on this backfill; stop it first")]
     Busy(String),
+    /// Whose an item is at a pristine peer, nobody can tell.
+    #[error(
+        "route {0} is pristine: nothing tells what was at its peers before from what changes have brought since, so neither can \
+         be kept. What the source holds takes the place of whatever is there under its keys: say so with --on-existing overwrite"
+    )]
+    Pristine(String),
+    /// A worker may not have seen what was written for all of them.
+    #[error(
+        "worker {0} beats and does not see that the new shape is accepted; mend or stop it, then start the same again"
+    )]
+    Unheard(String),
+    /// The route's shape does not fit its source, or is not the one that the peers' items have.
+    #[error("{0}")]
+    Shape(String),
     /// Another process has begun it anew.
     #[error("another process has begun this backfill anew")]
     Restarted,
@@ -172,15 +204,11 @@ impl From<GaveUp> for BackfillError {
     }
 }
 
-impl From<Finding> for BackfillError {
-    fn from(finding: Finding) -> Self {
-        Self::Access(Findings(vec![finding]))
-    }
-}
-
 /// One process of a backfill.
 pub struct Backfill {
     request: Request,
+    /// The turn of the route's cutover, in which this ends.
+    turn: u64,
     /// What it would be if it was begun now.
     fresh: Job,
     parts: begin::Parts,
@@ -194,10 +222,6 @@ pub struct Backfill {
     drain: CancellationToken,
 }
 
-/// All rows are read at each look: so many more of them, and there is one look interval more between two.
-const ROWS_A_LOOK: u32 = 100;
-/// How often it is said that nobody applies what changes.
-const REMIND: Duration = Duration::from_secs(60);
 /// After the work is done, this process's row is removed, at most so long.
 const LEAVE: Duration = Duration::from_secs(2);
 
@@ -236,17 +260,31 @@ impl Backfill {
             let admin = Admin { board, metrics, stall_after: self.config.admin.stall_after };
             helpers.spawn(http::serve(listener, admin, stop.clone()));
         }
-        let Self { request, fresh, parts, heart, keeper, rows, config, jitter, metrics, admin: _, drain } =
-            self;
-        helpers.spawn(keeper.run(heart.controls(), jitter.clone(), stop.clone()));
-        let join = begin::Join { request: &request, fresh, heart: &heart, rows: &rows, parts: &parts };
+        let Self {
+            request,
+            turn,
+            fresh,
+            parts,
+            heart,
+            keeper,
+            rows,
+            config,
+            jitter,
+            metrics,
+            admin: _,
+            drain,
+        } = self;
+        helpers.spawn(keeper.run(jitter.clone(), stop.clone()));
+        let moved = CancellationToken::new();
+        helpers.spawn(within(turn, parts.route.clone(), heart.controls(), moved.clone(), stop.clone()));
+        let join = join::Join { request: &request, fresh, heart: &heart, rows: &rows, parts: &parts };
         let joined = Box::pin(retry_unless(&drain, join.find(&config, &jitter))).await;
         let ended = match joined {
             Ok(Some(job)) => {
                 let rest = CancellationToken::new();
                 let shared =
                     Arc::new(parts.share(&config, &job, rows.clone(), jitter, metrics.clone(), rest));
-                let crew = Crew {
+                let crew = crew::Crew {
                     parallel: request.parallel.unwrap_or(PARALLEL),
                     grace: config.grace,
                     peer: request.peer.clone(),
@@ -258,6 +296,7 @@ impl Backfill {
                     rows,
                     metrics,
                     drain,
+                    moved,
                     pictures,
                 };
                 Box::pin(crew.work()).await
@@ -293,221 +332,23 @@ async fn retry_unless<T>(
     }
 }
 
-/// The segments that this process holds, and the decision about more.
-struct Crew {
-    parallel: usize,
-    grace: Duration,
-    peer: Option<String>,
-    request_timeout: Duration,
-    look_interval: Duration,
-    job: Job,
-    shared: Arc<Shared>,
-    heart: Arc<Heart>,
-    rows: Rows,
-    metrics: Metrics,
-    drain: CancellationToken,
-    pictures: watch::Sender<Option<Picture>>,
-}
-
-/// What this process knows of segments beside their rows.
-#[derive(Default)]
-struct Watched {
-    /// Those that it works on.
-    holding: BTreeSet<u32>,
-    /// The epoch of each, and when it was first read with it.
-    seen: BTreeMap<u32, (u64, Instant)>,
-    /// When it was last said that nobody applies what changes.
-    reminded: Option<Instant>,
-}
-
-impl Crew {
-    async fn work(&self) -> Result<Ended, BackfillError> {
-        let mut tasks = Tasks::new();
-        let mut watched = Watched::default();
-        let ended = loop {
-            match self.step(&mut tasks, &mut watched).await {
-                Ok(None) => {}
-                Ok(Some(ended)) => break Ok(ended),
-                Err(error) => break Err(error),
-            }
-            let pause = self.look_interval * (2 + self.job.segments / ROWS_A_LOOK);
-            tokio::select! {
-                biased;
-                Some(joined) = tasks.join_next() => match joined {
-                    Ok((number, end)) => {
-                        watched.holding.remove(&number);
-                        match self.ended(end).await {
-                            Ok(None) => {}
-                            Ok(Some(ended)) => break Ok(ended),
-                            Err(error) => break Err(error),
-                        }
-                    }
-                    Err(error) => break Err(error.into()),
-                },
-                () = self.drain.cancelled() => break Ok(Ended::Drained),
-                () = tokio::time::sleep(pause) => {}
-            }
-        };
-        self.shared.drain.cancel();
-        let rest = async { while tasks.join_next().await.is_some() {} };
-        // What does not come to rest in time is taken by others once this process's lease has run out.
-        if tokio::time::timeout(self.grace, rest).await.is_err() {
-            tasks.abort_all().await;
+/// Cancels `moved` as soon as a turn of the route's cutover is over, or about to be.
+async fn within(
+    turn: u64,
+    route: Route,
+    mut controls: ControlRows,
+    moved: CancellationToken,
+    stop: CancellationToken,
+) {
+    loop {
+        let over = |rows: &Vec<Row>| standing::turn(&route, rows) != Ok(turn);
+        if controls.borrow_and_update().as_deref().is_some_and(over) {
+            return moved.cancel();
         }
-        ended
-    }
-
-    /// Looks at the rows, and takes what may be taken.
-    async fn step(
-        &self,
-        tasks: &mut Tasks<(u32, End)>,
-        watched: &mut Watched,
-    ) -> Result<Option<Ended>, BackfillError> {
-        let known = match self.rows.load().await {
-            Ok(Some(known)) => known,
-            Ok(None) => return Err(BackfillError::Restarted),
-            // What is held goes on as long as it may.
-            Err(failure) => {
-                tracing::warn!(why = %failure, "the rows of the backfill were not read");
-                return Ok(None);
-            }
-        };
-        if known.job.run != self.job.run {
-            return Err(BackfillError::Restarted);
-        }
-        let now = self.shared.clock.now();
-        let route = &self.shared.route;
-        self.metrics
-            .backfill_segments
-            .with_label_values(&[route])
-            .set(i64::from(self.job.segments) - known.segments.iter().filter(|s| s.done).count() as i64);
-        self.pictures.send_replace(Some(Picture::of(route, &known, now)));
-        match &known.job.state {
-            State::Done => return Ok(Some(Ended::Done)),
-            State::Stopped(why) => return Ok(Some(Ended::Stopped(why.clone()))),
-            State::Running => {}
-        }
-        if known.is_done() {
-            let done = Job { state: State::Done, since: now, ..self.job.clone() };
-            if self.rows.set(&done).await.is_ok() {
-                let known = Known { job: done, ..known };
-                self.pictures.send_replace(Some(Picture::of(route, &known, now)));
-                return Ok(Some(Ended::Done));
-            }
-            return Ok(None);
-        }
-        self.remind(watched);
-        let Some(fence) = self.heart.fence() else { return Ok(None) };
-        for (number, seen) in self.free(&known, watched) {
-            if watched.holding.len() >= self.parallel {
-                break;
-            }
-            match self.rows.take(self.job.run, number, seen.as_ref()).await {
-                Ok(Some(held)) => {
-                    watched.holding.insert(number);
-                    let (shared, fence) = (Arc::clone(&self.shared), fence.clone());
-                    tasks.spawn(async move { (number, Box::pin(shared.work(held, fence)).await) });
-                }
-                Ok(None) => {}
-                Err(failure) => tracing::warn!(why = %failure, "a segment was not taken"),
-            }
-        }
-        Ok(None)
-    }
-
-    /// The segments that this process may take, in an order of its own.
-    fn free(&self, known: &Known, watched: &mut Watched) -> Vec<(u32, Option<Segment>)> {
-        let now = Instant::now();
-        for segment in &known.segments {
-            let seen = watched.seen.entry(segment.number).or_insert((segment.epoch, now));
-            if seen.0 != segment.epoch {
-                *seen = (segment.epoch, now);
-            }
-        }
-        let owners = known.segments.iter().filter_map(|segment| segment.owner.as_deref());
-        let dead = self.heart.dead(owners);
-        let looked = self.heart.looked();
-        let mut rows: BTreeMap<u32, &Segment> = known.segments.iter().map(|s| (s.number, s)).collect();
-        let mut hasher = DefaultHasher::new();
-        self.heart.worker().hash(&mut hasher);
-        let first = (hasher.finish() % u64::from(self.job.segments.max(1))) as u32;
-        let numbers = (first..self.job.segments).chain(0..first);
-        let free = numbers.filter(|number| !watched.holding.contains(number)).filter_map(|number| {
-            let Some(segment) = rows.remove(&number) else { return Some((number, None)) };
-            let may = match segment.owner.as_deref() {
-                _ if segment.done => false,
-                None => true,
-                Some(owner) if owner == &**self.heart.worker() => true,
-                // It may live again since the look that shows it dead, and hold this only since then.
-                Some(owner) => {
-                    let since = watched.seen.get(&number).map(|(_, since)| *since);
-                    dead.contains(owner) && since.zip(looked).is_some_and(|(since, looked)| since < looked)
-                }
-            };
-            may.then(|| (number, Some(segment.clone())))
-        });
-        free.collect()
-    }
-
-    /// What an end means for the whole.
-    async fn ended(&self, end: End) -> Result<Option<Ended>, BackfillError> {
-        match end {
-            End::Done | End::Rested => Ok(None),
-            End::Lost => {
-                // Requests that were under way have ended one way or the other before anything is taken again.
-                tokio::time::sleep(self.request_timeout).await;
-                Ok(None)
-            }
-            End::Conflicts(counts, some) => {
-                let why = conflict(&self.shared.route, self.peer.as_deref(), &counts, &some);
-                let stopped = Job {
-                    state: State::Stopped(why.clone()),
-                    since: self.shared.clock.now(),
-                    ..self.job.clone()
-                };
-                self.rows.set(&stopped).await.map_err(BackfillError::Rows)?;
-                if let Some(known) = self.rows.load().await.map_err(BackfillError::Rows)? {
-                    let picture = Picture::of(&self.shared.route, &known, self.shared.clock.now());
-                    self.pictures.send_replace(Some(picture));
-                }
-                Ok(Some(Ended::Stopped(why)))
-            }
-            End::Failed(error) => Err(error.into()),
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return,
+            changed = controls.changed() => if changed.is_err() { return },
         }
     }
-
-    fn remind(&self, watched: &mut Watched) {
-        let route = &self.shared.route;
-        let walked = !self.heart.living(route).is_empty();
-        if walked || watched.reminded.is_some_and(|before| before.elapsed() < REMIND) {
-            return;
-        }
-        watched.reminded = Some(Instant::now());
-        tracing::warn!(
-            route,
-            "no worker of the service walks this route: what changes meanwhile is not applied, and leaves the stream \
-             after 24 hours; start one: shardwalker run"
-        );
-    }
-}
-
-fn conflict(
-    route: &str,
-    peer: Option<&str>,
-    counts: &BTreeMap<String, u64>,
-    some: &[(String, Digest)],
-) -> String {
-    let counts: Vec<String> = counts
-        .iter()
-        .filter(|(_, count)| **count > 0)
-        .map(|(peer, count)| format!("{count} at {peer}"))
-        .collect();
-    let some: Vec<String> = some.iter().take(copy::NAMED).map(|(_, key)| key.to_string()).collect();
-    let peer = peer.map(|peer| format!(" --peer {peer}")).unwrap_or_default();
-    format!(
-        "there are items that this replicator did not write and that differ from the source's: {} on one page, with keys \
-         of these digests: {}. Decide, and go on with: shardwalker backfill {route}{peer} --on-existing keep|overwrite",
-        counts.join(", "),
-        some.join(", ")
-    )
 }

@@ -7,6 +7,7 @@
 use super::copy::{Abandoned, Copied, Copier, Scanned};
 use super::counts::{Fate, Fates};
 use super::rows::{Held, HeldError, Rows};
+use super::snapshot::Snapshots;
 use super::source::{Batch, Reading, Source, SourceError};
 use crate::clock::Clock;
 use crate::failure::{Action, Failure};
@@ -38,6 +39,7 @@ pub(super) struct Shared {
     pub(super) route: String,
     pub(super) source: Source,
     pub(super) copier: Copier,
+    pub(super) snapshots: Snapshots,
     pub(super) rows: Rows,
     pub(super) heart: Arc<Heart>,
     /// What is written down is of use for as long as tombstones are kept.
@@ -181,11 +183,13 @@ impl Shared {
         let missing = |name: &str| End::Failed(SourceError::NoKey(name.to_owned()));
         let sorted = items.into_iter().map(|item| self.copier.scanned(item).map_err(missing));
         let items: Vec<Scanned> = sorted.collect::<Result<_, _>>()?;
+        let segment = held.segment();
+        self.snapshots.write(segment.number, segment.epoch, segment.totals.items, &items, fence).await?;
         let mut copied = Copied::default();
         for part in parts(&items) {
-            // In a group the peer's own walker sees what was created.
-            if !self.copier.group {
-                let keys: Vec<_> = part.iter().map(|item| &item.key).collect();
+            // In a group the peer's own walker sees what was created; in a feed nothing is.
+            if !self.copier.group && !self.copier.targets.is_empty() {
+                let keys: Vec<_> = part.iter().filter_map(Scanned::target).collect();
                 let now = || self.clock.since_epoch();
                 self.state(fence, || held.write_down(&keys, self.keep, now())).await?;
             }
@@ -220,7 +224,7 @@ impl Shared {
 fn parts(items: &[Scanned]) -> Vec<&[Scanned]> {
     let (mut parts, mut begin, mut bytes) = (Vec::new(), 0, 0);
     for (index, item) in items.iter().enumerate() {
-        let size = item.key.attributes().size();
+        let size = item.target().map_or(0, |key| key.attributes().size());
         if bytes + size > KEYS && index > begin {
             parts.push(&items[begin..index]);
             (begin, bytes) = (index, 0);

@@ -1,19 +1,16 @@
 //! `backfill`: the initial copy of a route's source to its peers, while the service streams.
 
 use super::{ConfigArg, FOUND, answer, complain};
-use crate::aws::Base;
 use crate::backfill::counts::Fate;
 use crate::backfill::{Backfill, BackfillError, Ended, Picture, Request};
-use crate::clock::Clock;
+use crate::config::flag::{self, Location};
 use crate::peer::OnExisting;
-use crate::service::Options;
 use crate::shutdown;
 use crate::task::Tasks;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::collections::VecDeque;
 use std::io::IsTerminal as _;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -50,9 +47,16 @@ pub(super) struct Args {
     /// Read eventually consistent, for half of the cost
     #[arg(long)]
     eventually_consistent: bool,
-    /// The folder of an export to S3 (the one with manifest-summary.json), to be read instead of the source
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["segments", "read_units", "eventually_consistent"])]
-    from_export: Option<PathBuf>,
+    /// An export to S3, to be read instead of the source: s3://BUCKET/PREFIX or a folder, of manifest-summary.json
+    #[arg(long, value_name = "PLACE", value_parser = Location::parse)]
+    #[arg(conflicts_with_all = ["segments", "read_units", "eventually_consistent"])]
+    from_export: Option<Location>,
+    /// The Region of the export's bucket [default: the source's]
+    #[arg(long, value_name = "REGION", value_parser = flag::region, requires = "from_export")]
+    export_region: Option<String>,
+    /// Another endpoint than AWS's for the export's bucket
+    #[arg(long, value_name = "URL", value_parser = flag::endpoint, requires = "from_export")]
+    export_endpoint: Option<String>,
     /// Begin anew, also when an earlier one is done
     #[arg(long)]
     restart: bool,
@@ -103,17 +107,17 @@ pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
         existing: args.on_existing.map(OnExisting::from),
         restart: args.restart,
         eventual: args.eventually_consistent,
-        export: args.from_export,
+        export: args.from_export.map(|from| match from {
+            Location::S3 { bucket, prefix, .. } => {
+                Location::S3 { bucket, prefix, region: args.export_region, endpoint: args.export_endpoint }
+            }
+            folder @ Location::Files(_) => folder,
+        }),
     };
     let drain = CancellationToken::new();
     let mut signals = Tasks::new();
     signals.spawn(shutdown::on_signals(drain.clone())?);
-    let options = Options {
-        base: Base::default(),
-        create_state_table: args.create_state_table,
-        clock: Clock::system(),
-        seed: rand::random(),
-    };
+    let options = super::options(args.create_state_table);
     let built = Box::pin(Backfill::build(config, request, options, args.listen, drain)).await;
     let backfill = match built {
         Ok(backfill) => backfill,
@@ -257,6 +261,7 @@ mod tests {
             table: "id".to_owned(),
             peers: std::collections::BTreeMap::new(),
             stream: "label".to_owned(),
+            shape: String::new(),
             segments: 8,
             existing: OnExisting::Fail,
             items,

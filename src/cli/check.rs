@@ -3,11 +3,14 @@
 use super::policy::FeaturesArg;
 use super::table::table;
 use super::{ConfigArg, FOUND, answer, aws};
+use crate::access::feeds;
 use crate::access::finding::{Cell, Finding, Verdict};
 use crate::access::preflight::{Preflight, Report};
 use crate::clock::Clock;
 use crate::config::Config;
+use crate::control::{Controls, Pause, Scope};
 use crate::retry::Jitter;
+use crate::shape::accepted;
 use serde_json::{Value, json};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -46,10 +49,25 @@ pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     config.access_patience = Duration::ZERO;
     let aws = aws(&config);
     let (jitter, cancel) = (Jitter::seeded(rand::random()), CancellationToken::new());
-    let preflight = Preflight { config: &config, aws: &aws, jitter: &jitter, cancel: &cancel };
-    let report = Box::pin(preflight.report(&args.features.of(), Clock::system())).await;
+    let preflight = Preflight::new(&config, &aws, &jitter, &cancel);
+    let mut report = Box::pin(preflight.report(&args.features.of(), Clock::system())).await;
+    let id = format!("{:016x}", rand::random::<u64>());
+    Box::pin(feeds::check(&config, &aws, &id, &mut report)).await;
+    report.findings.extend(shapes(&config).await);
     answer(&if args.json { format!("{:#}", as_json(&report)) } else { as_text(&config, &report) });
     Ok(if report.findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(FOUND) })
+}
+
+/// The peers whose items have another shape than their route's. Where the state table cannot be read, that is told already.
+async fn shapes(config: &Config) -> Vec<Finding> {
+    let Ok(state) = super::state_table(config).await else { return Vec::new() };
+    let Ok(rows) = Controls::new(state, Clock::system()).rows().await else { return Vec::new() };
+    let changed = accepted::changed(&rows, &accepted::expected(config, |_| None));
+    let finding = |(scope, pause): (Scope, Pause)| {
+        let peer = scope.peer.clone().unwrap_or_default();
+        Finding::new(&peer, None, format!("{scope}: nothing is written"), pause.why)
+    };
+    changed.into_iter().map(finding).collect()
 }
 
 fn as_text(config: &Config, report: &Report) -> String {

@@ -59,14 +59,14 @@ pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
         if let Some(file) = in_file {
             complain(&format!("the conflicts of group {group} are in {} of each worker", file.display()));
         }
-        let kept = conflicts::list(&state, group, now).await.context("the conflicts could not be read")?;
         let matches = |kept: &Kept| {
             args.key.as_ref().is_none_or(|key| *key == kept.key)
                 && args.loser.as_ref().is_none_or(|loser| *loser == kept.loser.member)
         };
-        let mut kept: Vec<Kept> = kept.into_iter().filter(matches).collect();
-        let from = kept.len().saturating_sub(args.limit);
-        found.extend(kept.drain(from..).map(|kept| (group, kept)));
+        let whole = args.action == Action::Show;
+        let kept = conflicts::list(&state, group, now, matches, args.limit, whole).await;
+        let kept = kept.context("the conflicts could not be read")?;
+        found.extend(kept.into_iter().map(|kept| (group, kept)));
     }
     if args.action == Action::Show || args.json {
         let whole = args.action == Action::Show;

@@ -7,7 +7,7 @@ use crate::aws::Aws;
 use crate::clock::Clock;
 use crate::config::{self, Config};
 use crate::connect::Connector;
-use crate::control::{Controls, pauses};
+use crate::control::{Controls, closed};
 use crate::dead_letters::retry::Retry;
 use crate::dead_letters::{DeadLetters, Letter, Reason, record};
 use crate::group::apply::GroupLane;
@@ -15,6 +15,7 @@ use crate::item::Digest;
 use crate::ledger::Ledger;
 use crate::peer::Peer;
 use crate::retry::Jitter;
+use crate::shape::{Shape, accepted, identities};
 use crate::state::StateTable;
 use crate::telemetry::metrics::Metrics;
 use anyhow::{Context as _, bail};
@@ -79,6 +80,8 @@ enum Action {
 enum Why {
     /// The peer refused it
     Refused,
+    /// The route's shape cannot be given to it
+    Unshaped,
     /// An earlier change of its key is a letter
     Behind,
 }
@@ -145,6 +148,7 @@ impl Args {
         let reason = match self.reason {
             None => true,
             Some(Why::Refused) => letter.reason == Reason::Refused,
+            Some(Why::Unshaped) => letter.reason == Reason::Unshaped,
             Some(Why::Behind) => letter.reason == Reason::Behind,
         };
         reason && self.shard.as_ref().is_none_or(|shard| *shard == letter.shard)
@@ -195,7 +199,10 @@ impl Args {
         let (aws, metrics) = (super::aws(config), Metrics::new()?);
         let (clock, jitter) = (Clock::system(), Jitter::seeded(rand::random()));
         let controls = Controls::new(state.clone(), clock).rows().await;
-        let paused = pauses(&controls.context("the state table could not be read")?);
+        let rows = controls.context("the state table could not be read")?;
+        // What is written now has the shape that this process would give it.
+        let shapes = identities(found.iter().map(|found| found.route)).map_err(anyhow::Error::msg)?;
+        let paused = closed(&rows, &accepted::expected(config, |route| shapes.get(route)));
         let ledger = Ledger::new(state.clone(), clock, config.state.tombstone_retention);
         let connector = Connector {
             config,
@@ -224,7 +231,7 @@ impl Args {
                 scope.route == found.route.name && scope.peer.as_deref().is_none_or(|peer| peer == found.peer)
             };
             if let Some(scope) = paused.keys().find(about) {
-                let why = format!("{scope} is {}; resume it first", paused[scope]);
+                let why = format!("{scope} is {}; {}", paused[scope], paused[scope].remedy());
                 complain(&format!("route {}, peer {}: {why}", found.route.name, found.peer));
                 remain.push(json!({ "route": found.route.name, "peer": found.peer, "paused": why }));
                 continue;
@@ -233,7 +240,8 @@ impl Args {
             let group = group.map(|lane| (lane, found.route.max_clock_drift));
             let cancel = CancellationToken::new();
             // Not what the route left out since: these changes were taken when they came.
-            let rules = Rules { ttl_deletes: found.route.ttl_deletes, not_before: None };
+            let shape = self.shape(config, &aws, &jitter, found).await?;
+            let rules = Rules { ttl_deletes: found.route.ttl_deletes, not_before: None, shape };
             let (route, jitter) = (found.route.name.as_str(), &jitter);
             let retry = Retry { letters, route, peer: &peer, rules, group, jitter, cancel: &cancel };
             let mut done = stream::iter(keys).map(|key| retry.key(key)).buffer_unordered(AT_ONCE);
@@ -274,7 +282,7 @@ impl Args {
         found: &Found<'_>,
     ) -> anyhow::Result<(Peer, Option<GroupLane>)> {
         let cancel = CancellationToken::new();
-        let preflight = crate::access::preflight::Preflight { config, aws, jitter, cancel: &cancel };
+        let preflight = crate::access::preflight::Preflight::new(config, aws, jitter, &cancel);
         let table =
             async |index| preflight.table(index).await.map_err(|finding| anyhow::anyhow!("{finding}"));
         let peer = connector.peer(found.route, found.index, &table(found.index).await?).await;
@@ -283,6 +291,23 @@ impl Args {
         let membership = connector.membership(found.route, &home).await.map(Arc::new);
         let index = found.route.to.iter().position(|index| *index == found.index);
         Ok((peer, membership.zip(index).and_then(|(route, index)| GroupLane::new(&route, index))))
+    }
+
+    /// The route's shape, if it has one.
+    async fn shape(
+        &self,
+        config: &Config,
+        aws: &Aws,
+        jitter: &Jitter,
+        found: &Found<'_>,
+    ) -> anyhow::Result<Option<Arc<Shape>>> {
+        let Some(shape) = &found.route.shape else { return Ok(None) };
+        let cancel = CancellationToken::new();
+        let preflight = crate::access::preflight::Preflight::new(config, aws, jitter, &cancel);
+        let source =
+            preflight.table(found.route.from).await.map_err(|finding| anyhow::anyhow!("{finding}"))?;
+        let fitted = Shape::fit(shape, &source.keys);
+        Ok(Some(Arc::new(fitted.map_err(|wrong| anyhow::anyhow!("{}", wrong.join("; ")))?)))
     }
 
     async fn discard(&self, letters: &DeadLetters, found: &[Found<'_>]) -> anyhow::Result<ExitCode> {

@@ -66,7 +66,7 @@ fn summary(figures: &Figures) -> String {
         );
     }
     text + &format!(
-        "\n{} writes lost to one that had not seen them; {} are kept in the journal. All was equal and quiet {} s after \
+        "\n{} conflicts, of writes that had not seen each other; {} are kept in the journal. All was equal and quiet {} s after \
          the last write.",
         figures.conflicts, figures.kept, figures.settle_seconds
     )

@@ -6,6 +6,7 @@
 mod backfill;
 mod check;
 mod conflicts;
+mod cutover;
 mod dead_letters;
 #[cfg(feature = "sandbox")]
 mod demo;
@@ -17,11 +18,17 @@ mod policy;
 mod run;
 #[cfg(feature = "sandbox")]
 mod sandbox;
+mod shape;
 mod status;
+mod strip;
 mod table;
+mod tail;
+mod verify;
 
 use crate::aws::{Aws, Base};
+use crate::clock::Clock;
 use crate::config::Config;
+use crate::service::Options;
 use crate::state::StateTable;
 use crate::telemetry::logs;
 use crate::telemetry::metrics::Metrics;
@@ -59,16 +66,26 @@ enum Command {
     Health(health::Args),
     /// Copy what a route's source holds to its peers, while the service streams
     Backfill(backfill::Args),
+    /// Compare members item by item, and mend what differs
+    Verify(Box<verify::Args>),
+    /// Take our attribute off a peer's items, after a finished migration
+    Strip(strip::Args),
+    /// Move the writers of a route with a way back to its peer, step by step; or back again
+    Cutover(Box<cutover::Args>),
     /// Show what all workers do, how far each peer is, and what needs an operator
     Status(status::Args),
     /// Pause a route, or one of its peers, in all workers
     Pause(pause::PauseArgs),
     /// Let a paused route, or one of its peers, go on
     Resume(pause::ResumeArgs),
+    /// Try a route's shape on sample items, or accept a changed one
+    Shape(shape::Args),
     /// List, show, retry or discard what peers refused
     DeadLetters(dead_letters::Args),
     /// List or show writes of a group's member that lost to another's
     Conflicts(conflicts::Args),
+    /// Show a member's changes as they happen, a line each
+    Tail(tail::Args),
     /// Serve the embedded AWS accounts until stopped
     #[cfg(feature = "sandbox")]
     Sandbox(sandbox::Args),
@@ -134,11 +151,16 @@ pub fn main() -> ExitCode {
             Command::Health(args) => health::run(&args),
             Command::Policy(args) => policy::run(&args),
             Command::Backfill(args) => Box::pin(backfill::run(args)).await,
+            Command::Verify(args) => Box::pin(verify::run(*args)).await,
+            Command::Strip(args) => Box::pin(strip::run(args)).await,
+            Command::Cutover(args) => Box::pin(cutover::run(*args)).await,
             Command::Status(args) => Box::pin(status::run(args)).await,
             Command::Pause(args) => pause::pause(args).await,
             Command::Resume(args) => pause::resume(args).await,
+            Command::Shape(args) => Box::pin(shape::run(args)).await,
             Command::DeadLetters(args) => Box::pin(dead_letters::run(args)).await,
             Command::Conflicts(args) => conflicts::run(args).await,
+            Command::Tail(args) => Box::pin(tail::run(args)).await,
             #[cfg(feature = "sandbox")]
             Command::Sandbox(args) => sandbox::run(args).await,
             #[cfg(feature = "sandbox")]
@@ -151,6 +173,11 @@ pub fn main() -> ExitCode {
         complain(&format!("error: {error:#}"));
         ExitCode::from(FAILED)
     })
+}
+
+/// What a service and a backfill are built with.
+fn options(create_state_table: bool) -> Options {
+    Options { base: Base::default(), create_state_table, clock: Clock::system(), seed: rand::random() }
 }
 
 /// Clients for a command that is no service.

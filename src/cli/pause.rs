@@ -3,7 +3,9 @@
 use super::{ConfigArg, answer};
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::control::{Controls, Scope, pauses};
+use crate::control::{Controls, Pause, Scope, pauses};
+use crate::cutover::standing::{CUTOVER, FOR_GOOD};
+use crate::shape::accepted::{self, Expected};
 use anyhow::{Context as _, bail};
 use std::process::ExitCode;
 
@@ -28,15 +30,15 @@ pub(super) struct ResumeArgs {
 struct Of {
     #[command(flatten)]
     config: ConfigArg,
-    /// The route
+    /// The route; or a group, all of whose routes are meant
     route: String,
     /// One of its peers only
     #[arg(long, value_name = "NAME")]
     peer: Option<String>,
 }
 
-/// Who it is about, and the controls; or the exit code of a bad config.
-type Found = Result<(Scope, Controls), ExitCode>;
+/// What it is about, the controls, and the shapes that peers should have; or the exit code of a bad config.
+type Found = Result<(Vec<Scope>, Controls, Expected), ExitCode>;
 
 impl Of {
     async fn find(self) -> anyhow::Result<Found> {
@@ -44,10 +46,23 @@ impl Of {
             Ok(config) => config,
             Err(code) => return Ok(Err(code)),
         };
-        check(&config, &self.route, self.peer.as_deref())?;
+        let group = config.groups.iter().position(|group| group.name == self.route);
+        let scope = |route: String| Scope { route, peer: self.peer.clone() };
+        let scopes: Vec<Scope> = if group.is_some() {
+            let named = |index: &usize| self.peer.as_deref() == Some(config.members[*index].name.as_str());
+            let leads = |to: &[usize]| self.peer.is_none() || to.iter().any(named);
+            let routes = config.routes.iter().filter(|route| route.group == group && leads(&route.to));
+            routes.map(|route| scope(route.name.clone())).collect()
+        } else {
+            check(&config, &self.route, self.peer.as_deref())?;
+            vec![scope(self.route.clone())]
+        };
+        if scopes.is_empty() {
+            bail!("group {} has no member {:?}", self.route, self.peer.unwrap_or_default());
+        }
         let state = super::state_table(&config).await?;
-        let scope = Scope { route: self.route, peer: self.peer };
-        Ok(Ok((scope, Controls::new(state, Clock::system()))))
+        let expected = accepted::expected(&config, |_| None);
+        Ok(Ok((scopes, Controls::new(state, Clock::system()), expected)))
     }
 }
 
@@ -57,7 +72,7 @@ pub(super) fn check(config: &Config, route: &str, peer: Option<&str>) -> anyhow:
         let names: Vec<&str> = config.routes.iter().map(|route| route.name.as_str()).collect();
         bail!("there is no route {route:?}; the routes are {}", names.join(", "));
     };
-    let peers: Vec<&str> = found.to.iter().map(|index| config.members[*index].name.as_str()).collect();
+    let peers: Vec<&str> = config.destinations(found).collect();
     if let Some(peer) = peer.filter(|peer| !peers.contains(peer)) {
         bail!("route {route} has no peer {peer:?}; its peers are {}", peers.join(", "));
     }
@@ -65,12 +80,14 @@ pub(super) fn check(config: &Config, route: &str, peer: Option<&str>) -> anyhow:
 }
 
 pub(super) async fn pause(args: PauseArgs) -> anyhow::Result<ExitCode> {
-    let (scope, controls) = match args.of.find().await? {
+    let (scopes, controls, _) = match args.of.find().await? {
         Ok(found) => found,
         Err(code) => return Ok(code),
     };
-    let pause = controls.pause(&scope, &args.why, &whoami()).await.context("the pause was not written")?;
-    answer(&format!("{scope}: {pause}"));
+    for scope in &scopes {
+        let pause = controls.pause(scope, &args.why, &whoami()).await.context("the pause was not written")?;
+        answer(&format!("{scope}: {pause}"));
+    }
     answer(
         "workers see it within some seconds; what is under way is finished, and nothing is lost for 24 hours",
     );
@@ -78,25 +95,51 @@ pub(super) async fn pause(args: PauseArgs) -> anyhow::Result<ExitCode> {
 }
 
 pub(super) async fn resume(args: ResumeArgs) -> anyhow::Result<ExitCode> {
-    let (scope, controls) = match args.of.find().await? {
+    let (scopes, controls, expected) = match args.of.find().await? {
         Ok(found) => found,
         Err(code) => return Ok(code),
     };
-    let before = pauses(&controls.rows().await.context("the state table could not be read")?);
-    controls.resume(&scope).await.context("the pause was not taken away")?;
-    match before.get(&scope) {
-        Some(pause) => answer(&format!("{scope}: goes on (was {pause})")),
-        None => answer(&format!("{scope}: was not paused")),
-    }
-    // What else keeps it, or a part of it, from going on.
-    for (other, pause) in before.iter().filter(|(other, _)| **other != scope && other.route == scope.route) {
-        let covers = other.peer.is_none() || scope.peer.is_none();
-        if covers {
+    let rows = controls.rows().await.context("the state table could not be read")?;
+    let (before, changed) = (pauses(&rows), accepted::changed(&rows, &expected));
+    for scope in &scopes {
+        controls.resume(scope).await.context("the pause was not taken away")?;
+        match before.get(scope) {
+            Some(pause) if pause.by == CUTOVER => answer(&stays(scope, pause)),
+            Some(pause) => answer(&format!("{scope}: goes on (was {pause})")),
+            None => answer(&format!("{scope}: was not paused")),
+        }
+        // What else keeps it, or a part of it, from going on.
+        let others = before.iter().filter(|(other, _)| *other != scope && other.route == scope.route);
+        for (other, pause) in others.filter(|(other, _)| other.peer.is_none() || scope.peer.is_none()) {
+            if pause.by == CUTOVER {
+                answer(&stays(other, pause));
+                continue;
+            }
             let flag = other.peer.as_ref().map(|peer| format!(" --peer {peer}")).unwrap_or_default();
             answer(&format!("{other}: still {pause}; to go on: shardwalker resume {}{flag}", other.route));
         }
+        let same = |peer: &Option<String>| scope.peer.is_none() || *peer == scope.peer;
+        for (other, pause) in
+            changed.iter().filter(|(other, _)| other.route == scope.route && same(&other.peer))
+        {
+            answer(&format!("{other}: writes nothing still: {}", pause.why));
+        }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// What a cutover closed, and how it is opened.
+fn stays(scope: &Scope, pause: &Pause) -> String {
+    let (route, other) = match scope.route.strip_suffix("/back") {
+        Some(route) => (route, ""),
+        None => (scope.route.as_str(), " --undo"),
+    };
+    let how = if pause.why == FOR_GOOD {
+        "nothing opens it again".to_owned()
+    } else {
+        format!("only its cutover opens it: shardwalker cutover {route}{other}")
+    };
+    format!("{scope}: still {pause}; {how}")
 }
 
 /// The user and the host, for the record.
@@ -107,5 +150,29 @@ pub(super) fn whoami() -> String {
     match host.trim() {
         "" => user,
         host => format!("{user}@{host}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_cutover_closed_is_opened_by_it_alone() {
+        let pause =
+            |why: &str| Pause { why: why.into(), by: CUTOVER.into(), since: "2026-01-01T00:00:00Z".into() };
+        let scope = |route: &str| Scope { route: route.into(), peer: None };
+        let told = stays(&scope("copy"), &pause("writers are at the other side"));
+        assert!(
+            told.contains(
+                "still paused since 2026-01-01T00:00:00Z by cutover: writers are at the other side"
+            )
+        );
+        assert!(told.ends_with("shardwalker cutover copy --undo"), "{told}");
+        assert!(
+            stays(&scope("copy/back"), &pause("writers are being moved"))
+                .ends_with("shardwalker cutover copy")
+        );
+        assert!(stays(&scope("copy"), &pause(FOR_GOOD)).ends_with("nothing opens it again"));
     }
 }

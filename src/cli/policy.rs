@@ -6,11 +6,11 @@ use super::{ConfigArg, answer, complain};
 use crate::access::needs::Feature;
 use crate::access::policy::{self, Document, Terms, UNKNOWN_ACCOUNT};
 use crate::access::render;
-use crate::config::Config;
+use crate::config::{Config, TableArn};
 use anyhow::{Context, bail};
 use clap::ValueEnum;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Arguments of `policy`.
@@ -40,7 +40,7 @@ struct DocumentArgs {
     /// The form of the answer
     #[arg(long, value_enum, default_value_t)]
     format: Format,
-    /// The role that the replicator runs as [default: shardwalker, in the state table's account]
+    /// The role, or the user, that the replicator runs as [default: shardwalker, in the state table's account]
     #[arg(long, value_name = "ARN", value_parser = principal)]
     principal: Option<String>,
     /// Let in callers of this organization only
@@ -52,12 +52,13 @@ struct DocumentArgs {
     /// Let in requests from this network only; may be given several times
     #[arg(long, value_name = "CIDR")]
     source_ip: Vec<String>,
-    /// The customer key of a member's table, as MEMBER=ARN; may be given several times
+    /// The customer key of a member's table, as MEMBER=ARN, or of the state table, as state=ARN; may be given several
+    /// times
     #[arg(long, value_name = "MEMBER=ARN", value_parser = key)]
     kms_key: Vec<(String, String)>,
     #[command(flatten)]
     features: FeaturesArg,
-    /// Also write each document to a file of its own in this directory, which is made
+    /// Write files into this directory, which is made: each document its own, or the template of each account
     #[arg(long, value_name = "DIRECTORY")]
     out: Option<PathBuf>,
 }
@@ -77,6 +78,8 @@ impl FeaturesArg {
             Optional::Backfill => Feature::Backfill,
             Optional::Verify => Feature::Verify,
             Optional::Repair => Feature::Repair,
+            Optional::Strip => Feature::Strip,
+            Optional::Cutover => Feature::Cutover,
             Optional::CreateStateTable => Feature::CreateStateTable,
         };
         self.features.iter().map(feature).collect()
@@ -91,6 +94,10 @@ enum Optional {
     Verify,
     /// Mending what a comparison found
     Repair,
+    /// Taking the stamps off after a migration
+    Strip,
+    /// Moving the writers of a route with a way back; it compares, too: add verify
+    Cutover,
     /// Making the state table, by run --create-state-table
     CreateStateTable,
 }
@@ -107,7 +114,7 @@ enum Format {
 }
 
 /// An ARN of a role or a user.
-fn principal(text: &str) -> Result<String, String> {
+pub(super) fn principal(text: &str) -> Result<String, String> {
     let fields: Vec<&str> = text.splitn(6, ':').collect();
     match fields.as_slice() {
         ["arn", _, "iam", "", account, name]
@@ -115,7 +122,7 @@ fn principal(text: &str) -> Result<String, String> {
         {
             Ok(text.to_owned())
         }
-        _ => Err("it must be the ARN of a role, arn:aws:iam::ACCOUNT:role/NAME".to_owned()),
+        _ => Err("it must be the ARN of a role or a user, arn:aws:iam::ACCOUNT:role/NAME".to_owned()),
     }
 }
 
@@ -150,53 +157,98 @@ impl DocumentArgs {
             features: self.features.of(),
         };
         let mut documents = policy::documents(config, &terms)?;
-        if policy::principal(config, &terms).contains(UNKNOWN_ACCOUNT) {
-            complain(&format!(
-                "the config does not say which account the replicator is in, so {UNKNOWN_ACCOUNT} stands for it: \
-                 give --principal arn:aws:iam::ACCOUNT:role/NAME"
-            ));
-        }
+        let principal = policy::principal(config, &terms);
+        self.warn(config, &principal);
         if let Some(side) = &self.side {
             documents.retain(|document| document.account == *side);
             if documents.is_empty() {
                 bail!("nothing is needed in account {side}");
             }
         }
-        if let Some(directory) = &self.out {
-            save(directory, &documents)?;
-        }
+        let accounts = render::by_account(&documents);
         match self.format {
-            Format::Json => answer(&format!("{:#}", render::json(&documents))),
-            Format::Cloudformation => each_account(&documents, "---\n", |documents| {
-                format!("{:#}", render::cloudformation(documents))
-            }),
-            Format::Terraform => {
-                each_account(&documents, "", |documents| render::terraform(documents).trim_end().to_owned())
+            Format::Json => {
+                if let Some(directory) = &self.out {
+                    let text = |document: &Document| format!("{:#}\n", document.policy);
+                    let files = documents.iter().map(|d| (render::file_name(d, &documents), text(d)));
+                    save(directory, files)?;
+                }
+                answer(&format!("{:#}", render::json(&documents)));
             }
+            Format::Cloudformation => {
+                let template = |own: &[&Document]| format!("{:#}\n", render::cloudformation(own));
+                self.each_account(&accounts, "template.json", template)?;
+            }
+            Format::Terraform => self.each_account(&accounts, "tf", render::terraform)?,
         }
         Ok(ExitCode::SUCCESS)
     }
-}
 
-fn each_account(documents: &[Document], between: &str, write: impl Fn(&[&Document]) -> String) {
-    let accounts = render::by_account(documents);
-    let several = accounts.len() > 1;
-    for (account, documents) in accounts {
-        let head = if several {
-            format!("{between}# Account {account}; --side {account} prints this part alone.\n")
-        } else {
-            String::new()
-        };
-        answer(&format!("{head}{}", write(&documents)));
+    /// One file for each account: into the directory, or a single one to stdout.
+    fn each_account(
+        &self,
+        accounts: &BTreeMap<&str, Vec<&Document>>,
+        suffix: &str,
+        write: impl Fn(&[&Document]) -> String,
+    ) -> anyhow::Result<()> {
+        match (&self.out, accounts.values().next()) {
+            (Some(directory), _) => {
+                let name = |account: &str| format!("{account}.{suffix}");
+                save(directory, accounts.iter().map(|(account, own)| (name(account), write(own))))?;
+                for account in accounts.keys() {
+                    answer(&directory.join(name(account)).display().to_string());
+                }
+            }
+            (None, Some(own)) if accounts.len() == 1 => answer(write(own).trim_end()),
+            (None, _) => {
+                let names: Vec<&str> = accounts.keys().copied().collect();
+                bail!(
+                    "a file is for one account, and these are several: give --out DIRECTORY, or --side with one of {}",
+                    names.join(", ")
+                )
+            }
+        }
+        Ok(())
+    }
+
+    /// Says on stderr what the documents cannot.
+    fn warn(&self, config: &Config, principal: &str) {
+        if principal.contains(UNKNOWN_ACCOUNT) {
+            complain(&format!(
+                "the config does not say which account the replicator is in, so {UNKNOWN_ACCOUNT} stands for it: \
+                 give --principal arn:aws:iam::ACCOUNT:role/NAME"
+            ));
+        }
+        let profiles =
+            config.members.iter().map(|member| (format!("member {}", member.name), &member.access));
+        let state = std::iter::once(("the state table".to_owned(), &config.state.access));
+        for (name, access) in profiles.chain(state) {
+            if let Some(profile) = &access.profile {
+                complain(&format!(
+                    "{name} is reached by the profile {profile}, and the documents let in {principal}: where that \
+                     profile is somebody else, run this again with --principal for it, and take {name}'s documents \
+                     from there"
+                ));
+            }
+        }
+        let named = config.state.table.parse::<TableArn>().ok();
+        let foreign = named.filter(|table| {
+            config.state.access.assume_role.is_none() && table.account != policy::account_of(principal)
+        });
+        if foreign.is_some() && self.features.of().contains(&Feature::CreateStateTable) {
+            complain(
+                "the state table is in another account than the replicator, which can make tables only in its own: \
+                 its owners make it, with partition key pk (S) and sort key sk (S)",
+            );
+        }
     }
 }
 
-fn save(directory: &PathBuf, documents: &[Document]) -> anyhow::Result<()> {
+fn save(directory: &Path, files: impl Iterator<Item = (String, String)>) -> anyhow::Result<()> {
     let shown = directory.display();
     std::fs::create_dir_all(directory).with_context(|| format!("cannot make {shown}"))?;
-    for document in documents {
-        let path = directory.join(render::file_name(document, documents));
-        let text = format!("{:#}\n", document.policy);
+    for (name, text) in files {
+        let path = directory.join(name);
         std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())

@@ -1,9 +1,7 @@
 //! `run`: the service.
 
 use super::{ConfigArg, FAILED, FOUND, complain};
-use crate::aws::Base;
-use crate::clock::Clock;
-use crate::service::{Options, Service, ServiceError};
+use crate::service::{Service, ServiceError};
 use crate::shutdown;
 use crate::task::Tasks;
 use std::net::SocketAddr;
@@ -36,12 +34,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     let drain = CancellationToken::new();
     let mut signals = Tasks::new();
     signals.spawn(shutdown::on_signals(drain.clone())?);
-    let options = Options {
-        base: Base::default(),
-        create_state_table: args.create_state_table,
-        clock: Clock::system(),
-        seed: rand::random(),
-    };
+    let options = super::options(args.create_state_table);
     let service = match Service::build(config, options, drain).await {
         Ok(service) => service,
         Err(ServiceError::Stopped) => return Ok(ExitCode::SUCCESS),

@@ -4,7 +4,7 @@ use super::table::table;
 use super::{ConfigArg, FOUND, answer, complain};
 use crate::clock::Clock;
 use crate::gaps::Gaps;
-use crate::status::{Look, Reader, Status, assemble};
+use crate::status::{Look, Reader, Status, assemble, moved};
 use anyhow::Context as _;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -70,31 +70,7 @@ pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
             }
         }
         Some(Wait::CaughtUp) => {
-            let begun = Instant::now();
-            let mut mark = None;
-            loop {
-                tokio::time::sleep((beat / 2).max(Duration::from_millis(100))).await;
-                let now = look().await?;
-                let status = assemble(&now, &moved(&first, &now), lease);
-                // What a worker says is about the last one and a half beats (`Heart`). So it is about what was written
-                // before this command when it was said in a beat that began later than that: one may have been
-                // under way, the one after it was not.
-                let marked = match &mark {
-                    Some(mark) => mark,
-                    None if begun.elapsed() < beat * 3 / 2 => &now,
-                    None => mark.insert(now.clone()),
-                };
-                let count = |look: &Look, name: &str| look.workers.get(name).map_or(0, |row| row.counter);
-                let fresh = |name: &str| count(&now, name) >= count(marked, name) + 2;
-                let mut alive = status.workers.iter().filter(|(_, worker)| worker.alive).peekable();
-                let all_fresh = alive.peek().is_some() && alive.all(|(name, _)| fresh(name));
-                if status.caught_up() && all_fresh {
-                    break (status, true);
-                }
-                if begun.elapsed() >= args.timeout {
-                    break (status, false);
-                }
-            }
+            reader.caught_up(args.timeout).await.context("the state table could not be read")?
         }
     };
     if args.json {
@@ -132,14 +108,6 @@ where
     Ok(assemble(&second, &moved(first, &second), lease))
 }
 
-/// The workers whose counters moved between two looks.
-fn moved<'a>(first: &Look, second: &'a Look) -> Vec<&'a str> {
-    let moved = |(name, row): &(&String, &crate::status::WorkerRow)| {
-        first.workers.get(*name).is_none_or(|before| before.counter != row.counter)
-    };
-    second.workers.iter().filter(moved).map(|(name, _)| name.as_str()).collect()
-}
-
 fn print(status: &Status, shards: bool) {
     let seconds = |seconds: u64| humantime::format_duration(Duration::from_secs(seconds)).to_string();
     let workers: Vec<[String; 4]> = status
@@ -161,6 +129,7 @@ fn print(status: &Status, shards: bool) {
         for (peer, state) in &route.peers {
             let letters = state.dead_letters;
             let how = match (&state.paused, state.caught_up) {
+                _ if route.idle => "idle",
                 (Some(_), _) => "paused",
                 (None, true) => "caught up",
                 (None, false) => "behind",

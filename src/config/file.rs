@@ -5,10 +5,12 @@
 
 use super::access::{AccessDraft, Defaults, Target, access, check_region};
 use super::endpoint::endpoint;
+use super::feeds::{self, FeedDraft};
 use super::groups::GroupDraft;
 use super::report::Place;
 use super::routes::{self, MemberDraft, RouteDraft, Settings};
 use super::section::{Located, Reader, Section};
+use super::shape;
 use super::values::{self, Fault, TableRef, boolean, brief, duration, integer};
 use super::{Admin, Config, Conflicts, DeadLetters, Guard, Lease, OnGap, Read, Start, State, Write};
 use std::collections::BTreeMap;
@@ -36,6 +38,8 @@ pub(super) fn config(reader: &Reader<'_>, mut root: Section<'_>) -> Option<Confi
         let remedy = "say which member is copied to which, or which members hold the same items";
         reader.report_missing(Place::File, Fault::new("missing [[route]] or [[group]]").remedy(remedy));
     }
+    let feeds = root.optional_tables("feed", "[[feed]]", "name each destination that takes changes as files");
+    let feeds: Vec<FeedDraft> = feeds.into_iter().flatten().map(feeds::feed).collect();
     let routes: Vec<RouteDraft> = routes.into_iter().flatten().map(route).collect();
     let groups: Vec<GroupDraft> = groups.into_iter().flatten().map(group).collect();
     let read = root.table("read", "[read]").and_then(read);
@@ -45,12 +49,13 @@ pub(super) fn config(reader: &Reader<'_>, mut root: Section<'_>) -> Option<Confi
     let admin = root.table("admin", "[admin]").and_then(|section| admin(section, read.as_ref()));
     root.finish();
 
-    let resolved = routes::resolve(reader, state.as_ref(), members, routes, groups)?;
+    let resolved = routes::resolve(reader, state.as_ref(), members, routes, groups, feeds)?;
     Some(Config {
         state: state?,
         members: resolved.members,
         routes: resolved.routes,
         groups: resolved.groups,
+        feeds: resolved.feeds,
         read: read?,
         write: write?,
         lease: lease?.build()?,
@@ -125,12 +130,35 @@ fn member(mut section: Section<'_>, defaults: &Defaults) -> MemberDraft {
 }
 
 fn route(mut section: Section<'_>) -> RouteDraft {
-    let draft = RouteDraft {
-        name: section.required("name", "a name of your choice for the route", values::name),
-        from: section.required("from", "the name of the member whose changes are copied", values::string),
-        to: section.strings("to", "write to = [\"MEMBER\", ...]"),
-        settings: settings(&mut section, true, "[route.guard]"),
-    };
+    let (name, from) = (
+        section.required("name", "a name of your choice for the route", values::name),
+        section.required("from", "the name of the member whose changes are copied", values::string),
+    );
+    let to = section.strings("to", "write to = [\"MEMBER\", ...]");
+    let reversible = section.or("reversible", false, boolean);
+    let settings = settings(&mut section, true, "[route.guard]");
+    let stamp = settings.stamp.as_ref().map(|stamp| stamp.value.as_str());
+    let shape = section.optional_table("shape", "[route.shape]");
+    let shape = shape.map_or(Some(None), |section| shape::shape(section, stamp).map(Some));
+    if let (Some(reversible), Some(Some(_))) = (reversible.as_ref().filter(|it| it.value), &shape) {
+        let fault =
+            Fault::new("is for peers that hold the source's items as they are, and this route has a shape");
+        section.report("reversible", reversible.place, fault.remedy("remove one of the two"));
+    }
+    let pristine = section.or("pristine", false, boolean);
+    if let (Some(reversible), Some(pristine)) = (&reversible, &pristine)
+        && reversible.value
+        && pristine.value
+    {
+        let fault =
+            Fault::new("makes no sense with \"reversible\": a way back rests on the stamps of both sides");
+        section.report(
+            "pristine",
+            pristine.place,
+            fault.remedy("remove one of the two; strip takes stamps off in the end"),
+        );
+    }
+    let draft = RouteDraft { name, from, to, reversible, pristine, settings, shape };
     section.finish();
     draft
 }
@@ -143,6 +171,16 @@ fn group(mut section: Section<'_>) -> GroupDraft {
         conflicts_file: section.optional("conflicts_file", values::path),
         settings: settings(&mut section, false, "[group.guard]"),
     };
+    section.refuse(
+        "shape",
+        "is for one-way routes: the members of a group hold the same items, and each of them is a source of all the others",
+        "copy to the shaped table by a [[route]] from one of the members",
+    );
+    section.refuse(
+        "pristine",
+        "is for one-way routes: the members of a group know their writes from the applications' by the stamp",
+        "leave the key out",
+    );
     section.finish();
     draft
 }

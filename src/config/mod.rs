@@ -7,26 +7,31 @@
 //!
 //! One thing a file: `types` the result, `section` reads keys and reports the unknown, `values` parses one
 //! value, `file` reads the sections, `access` how tables are reached, `routes` judges the routes together,
-//! `groups` makes routes of the groups, `report` shows what is wrong.
+//! `groups` makes routes of the groups, `shape` reads what peers get of items, `flag` judges flags, `report` shows what is wrong.
 
 mod access;
 mod arn;
 mod endpoint;
+mod feed;
+mod feeds;
 mod file;
+pub mod flag;
 mod groups;
 mod report;
 mod routes;
 mod section;
+mod shape;
 #[cfg(test)]
 mod tests;
 mod types;
 mod values;
 
 pub use arn::ArnError;
+pub use feed::{Column, ColumnType, Compression, Feed, FeedFormat, FeedPlace, Images, Partition};
 pub use report::{Place, Problem, Report};
 pub use types::{
-    Access, Admin, AssumeRole, Config, Conflicts, DeadLetters, Group, Guard, Lease, Member, OnGap, Read,
-    Route, Start, State, TableArn, Write,
+    Access, Admin, AssumeRole, Config, Conflicts, DeadLetters, Group, Guard, Lease, Mask, MaskKey, Member,
+    OnGap, Read, Route, Shape, Start, State, TableArn, Write,
 };
 
 use section::{Reader, Section};

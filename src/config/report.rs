@@ -94,6 +94,11 @@ impl<'t> Lines<'t> {
         Self { text, starts }
     }
 
+    /// The whole text.
+    pub(super) fn text(&self) -> &'t str {
+        self.text
+    }
+
     /// The place where `span` begins; an offset past the end counts as the end.
     pub(super) fn place(&self, span: &Range<usize>) -> Place {
         let offset = span.start.min(self.text.len());

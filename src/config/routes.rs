@@ -1,14 +1,15 @@
 //! Members and routes together: names are unique and known, and the routes make sense with each other.
 //!
 //! Refused, because no run of them could converge: one table twice, loops of one-way routes, versions that
-//! could tie, stamps of different names on one table, one pair of members served twice, a one-way route into a
+//! could tie, stamps of different names on one table, or none for two routes, one pair of members served twice, a one-way route into a
 //! group. What holds within a group is in [`groups`](super::groups).
 
+use super::feeds::{self, FeedDraft};
 use super::groups::{GroupDraft, Seats};
 use super::report::Place;
 use super::section::{Located, Reader};
 use super::values::{Fault, Rates, shown};
-use super::{Access, Group, Guard, Member, OnGap, Route, Start, State, TableArn};
+use super::{Access, Feed, Group, Guard, Member, OnGap, Route, Shape, Start, State, TableArn};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -27,7 +28,25 @@ pub(super) struct RouteDraft {
     pub(super) name: Option<Located<String>>,
     pub(super) from: Option<Located<String>>,
     pub(super) to: Option<Vec<Located<String>>>,
+    /// Whether there is a way back.
+    pub(super) reversible: Option<Located<bool>>,
+    /// Whether the peers get no attribute of ours.
+    pub(super) pristine: Option<Located<bool>>,
     pub(super) settings: Settings,
+    /// `None` when it is faulty; `Some(None)` when there is none.
+    pub(super) shape: Option<Option<Shape>>,
+}
+
+impl RouteDraft {
+    /// Whether its peers get no attribute of ours, as far as is known.
+    fn is_pristine(&self) -> bool {
+        self.pristine.as_ref().is_some_and(|pristine| pristine.value)
+    }
+
+    /// Where it says that there is a way back, when it does.
+    pub(super) fn reversed_at(&self) -> Option<Place> {
+        self.reversible.as_ref().filter(|reversible| reversible.value).map(|reversible| reversible.place)
+    }
 }
 
 /// What a one-way route and a group are both told; what is `None` was reported.
@@ -56,6 +75,7 @@ impl Settings {
             name,
             from,
             to,
+            feeds: Vec::new(),
             ttl_deletes: self.ttl_deletes?.value,
             stamp: self.stamp?.value,
             start: self.start?.value,
@@ -63,7 +83,11 @@ impl Settings {
             max_clock_drift: self.max_clock_drift?.value,
             max_writes,
             guard: self.guard?,
+            shape: None,
             group: None,
+            reversible: false,
+            back_of: None,
+            pristine: false,
         })
     }
 }
@@ -84,7 +108,12 @@ struct Edge {
     to: usize,
     /// Where the peer is named.
     place: Place,
+    /// Whether it is the way back of that route.
+    back: bool,
 }
+
+/// What follows a route's name in that of its way back; no name in the file has a `/`.
+const BACK: &str = "back";
 
 /// Members, routes and groups with their names resolved.
 pub(super) struct Resolved {
@@ -92,6 +121,7 @@ pub(super) struct Resolved {
     /// Those of the file, then those of the groups.
     pub(super) routes: Vec<Route>,
     pub(super) groups: Vec<Group>,
+    pub(super) feeds: Vec<Feed>,
 }
 
 /// Checks members, routes and groups and resolves the names; `None` when a problem was reported.
@@ -99,20 +129,24 @@ pub(super) fn resolve(
     reader: &Reader<'_>,
     state: Option<&State>,
     drafts: Vec<MemberDraft>,
-    routes: Vec<RouteDraft>,
+    mut routes: Vec<RouteDraft>,
     groups: Vec<GroupDraft>,
+    feeds: Vec<FeedDraft>,
 ) -> Option<Resolved> {
-    unique(reader, drafts.iter().map(|member| ("member", member.name.as_ref())));
+    let member_names = drafts.iter().map(|member| ("member", member.name.as_ref()));
+    unique(reader, member_names.chain(feeds.iter().map(|feed| ("feed", feed.name.as_ref()))));
     let route_names = routes.iter().map(|route| ("route", route.name.as_ref()));
     unique(reader, route_names.chain(groups.iter().map(|group| ("group", group.name.as_ref()))));
     check_tables(reader, state, &drafts);
+    let named = feeds::of_routes(reader, &feeds, &mut routes);
     let members = Members { reader, drafts: &drafts };
     let seats = Seats::check(&members, &groups);
     let edges = Graph { members: &members, routes: &routes, seats: &seats }.check();
 
     let rates: Vec<_> = (routes.iter().enumerate())
         .map(|(index, route)| {
-            let peers = edges.iter().filter(|edge| edge.route == index).map(|edge| edge.to);
+            let of_route = |edge: &&Edge| edge.route == index && !edge.back;
+            let peers = edges.iter().filter(of_route).map(|edge| edge.to);
             let to: Vec<usize> = peers.collect();
             // Where a peer was refused, its rate is not to blame.
             let rates = route
@@ -126,11 +160,27 @@ pub(super) fn resolve(
         .collect();
     let grouped = seats.resolve(&members, groups);
     let mut resolved = Vec::with_capacity(routes.len());
-    for (route, rates) in routes.into_iter().zip(rates) {
+    let mut ways_back = Vec::new();
+    for ((route, rates), feeds) in routes.into_iter().zip(rates).zip(named) {
         let (to, rates) = rates?;
         let from = members.position(&route.from?.value)?;
-        resolved.push(route.settings.route(route.name?.value, from, to, rates)?);
+        let (name, shape) = (route.name?.value, route.shape?);
+        let (reversible, pristine) = (route.reversible?.value, route.pristine?.value);
+        if reversible {
+            let [peer] = to.as_slice() else { return None };
+            let settings = route.settings.clone();
+            // A number is that of every peer, the source among them once it is one.
+            let most = match &settings.max_writes {
+                Some(Located { value: Rates::Each(rate), .. }) => BTreeMap::from([(from, *rate)]),
+                _ => BTreeMap::new(),
+            };
+            let back = settings.route(format!("{name}/{BACK}"), *peer, vec![from], most)?;
+            ways_back.push(Route { start: Start::Latest, back_of: Some(name.clone()), ..back });
+        }
+        let settings = route.settings.route(name, from, to, rates)?;
+        resolved.push(Route { reversible, pristine, feeds, shape, ..settings });
     }
+    resolved.extend(ways_back);
     let (groups, of_groups) = grouped?;
     resolved.extend(of_groups);
     let members = drafts.into_iter().map(|member| {
@@ -141,7 +191,8 @@ pub(super) fn resolve(
             number: member.number?.value,
         })
     });
-    Some(Resolved { members: members.collect::<Option<_>>()?, routes: resolved, groups })
+    let (members, feeds) = (members.collect::<Option<_>>()?, feeds::resolve(feeds)?);
+    Some(Resolved { members, routes: resolved, groups, feeds })
 }
 
 /// Names of several kinds that may not be the same.
@@ -275,16 +326,75 @@ impl Graph<'_> {
             let peers: Vec<(usize, Place)> =
                 peers.filter_map(|to| Some((self.members.find("to", to)?, to.place))).collect();
             let Some(from) = from else { continue };
-            for (to, place) in peers {
-                let edge = Edge { route: index, from, to, place };
+            for &(to, place) in &peers {
+                let edge = Edge { route: index, from, to, place, back: false };
                 if let Some(fault) = self.fault(&edges, &edge) {
                     self.members.reader.report(place, fault);
                 } else {
                     edges.push(edge);
                 }
             }
+            if let Some(place) = route.reversed_at() {
+                self.way_back(&mut edges, index, place, from, &peers);
+            }
         }
+        self.check_chains(&edges);
         edges
+    }
+
+    /// What a route copies on has the stamps of the routes into its source, which it must know from attributes.
+    fn check_chains(&self, edges: &[Edge]) {
+        for route in self.routes {
+            let (Some(from), Some(stamp)) = (&route.from, &route.settings.stamp) else { continue };
+            let source = self.members.position(&from.value);
+            let into = edges.iter().find(|edge| {
+                Some(edge.to) == source && self.stamp(edge).is_some_and(|other| other != stamp.value)
+            });
+            let Some(into) = into else { continue };
+            let what = format!(
+                "{} writes to {} with another stamp, {}",
+                self.route(into),
+                self.members.quoted(into.to),
+                shown(self.stamp(into).unwrap_or_default())
+            );
+            let remedy = "its stamps would be copied on as attributes of the items: give both the same stamp";
+            self.members.reader.report(from.place, Fault::new(what).remedy(remedy));
+        }
+    }
+
+    /// Adds the edge of a way back.
+    fn way_back(
+        &self,
+        edges: &mut Vec<Edge>,
+        route: usize,
+        place: Place,
+        from: usize,
+        peers: &[(usize, Place)],
+    ) {
+        let reader = self.members.reader;
+        let [(peer, _)] = peers else {
+            if peers.len() > 1 {
+                let fault = Fault::new("a route with a way back has one peer");
+                reader.report(place, fault.remedy("give each of the others a route of its own"));
+            }
+            return;
+        };
+        if let Some(seat) = self.seats.of(from) {
+            let from = self.members.quoted(from);
+            let fault =
+                Fault::new(format!("{from} is a member of group {seat}, which no way back may enter"));
+            reader.report(place, fault.remedy("leave \"reversible\" out"));
+            return;
+        }
+        self.members.check_source(*peer, place);
+        let edge = Edge { route, from: *peer, to: from, place, back: true };
+        // Where the route itself was refused, its way back is not to blame.
+        if edges.iter().any(|forth| forth.route == route) {
+            match self.fault(edges, &edge) {
+                Some(fault) => reader.report(place, fault),
+                None => edges.push(edge),
+            }
+        }
     }
 
     /// What is wrong with one more edge.
@@ -311,7 +421,7 @@ impl Graph<'_> {
                 Fault::new(format!("{} copies {from} to {to} already", self.route(twin)))
             });
         }
-        if let Some(path) = path(edges, edge.to, edge.from) {
+        if let Some(path) = path(edges, edge.to, edge.from, edge.back.then_some(edge.route)) {
             let mut names: Vec<String> = path.iter().map(|member| self.members.quoted(*member)).collect();
             names.push(to);
             return Some(
@@ -330,6 +440,32 @@ impl Graph<'_> {
                 ))
                 .remedy(format!("give {from} another number")),
             );
+        }
+        // Without versions at the peer nothing orders what two routes write there.
+        let pristine = |edge: &Edge| self.routes.get(edge.route).is_some_and(RouteDraft::is_pristine);
+        if let Some(other) =
+            edges.iter().find(|other| other.to == edge.to && (pristine(other) || pristine(edge)))
+        {
+            return Some(
+                Fault::new(format!(
+                    "{} writes to {to} too, and one of the two is pristine",
+                    self.route(other)
+                ))
+                .remedy(
+                    "only stamps order what two routes write: leave \"pristine\" out, or one of the routes",
+                ),
+            );
+        }
+        // After a cutover what another route writes to either end would not come to the other.
+        let turns = |edge: &Edge| self.routes.get(edge.route).is_some_and(|it| it.reversed_at().is_some());
+        let beside =
+            |other: &&Edge| other.to == edge.to && other.route != edge.route && (turns(other) || turns(edge));
+        if let Some(other) = edges.iter().find(beside) {
+            let what = format!("{} writes to {to} too, and one of the two has a way back", self.route(other));
+            return Some(Fault::new(what).remedy(
+                "after a cutover what the other route writes there would not come to the other side: leave \"reversible\" \
+                 out, or one of the routes",
+            ));
         }
         let stamp = self.stamp(edge)?;
         let differs =
@@ -354,8 +490,9 @@ impl Graph<'_> {
     }
 }
 
-/// The members on a way from `start` to `goal`, both included.
-fn path(edges: &[Edge], start: usize, goal: usize) -> Option<Vec<usize>> {
+/// The members on a way from `start` to `goal`, both included. A way back closes no loop with its own route: only one
+/// of the two is walked.
+fn path(edges: &[Edge], start: usize, goal: usize, without: Option<usize>) -> Option<Vec<usize>> {
     let mut ways = vec![vec![start]];
     let mut seen = BTreeSet::from([start]);
     while let Some(way) = ways.pop() {
@@ -363,7 +500,7 @@ fn path(edges: &[Edge], start: usize, goal: usize) -> Option<Vec<usize>> {
         if last == goal {
             return Some(way);
         }
-        for edge in edges.iter().filter(|edge| edge.from == last) {
+        for edge in edges.iter().filter(|edge| edge.from == last && Some(edge.route) != without) {
             if seen.insert(edge.to) {
                 ways.push(way.iter().copied().chain([edge.to]).collect());
             }

@@ -257,9 +257,32 @@ impl<'t> Section<'t> {
         Some(strings)
     }
 
+    /// The place of a byte within the text of a string; `None` where the text is not written as it is.
+    pub(super) fn within(&self, key: &str, at: usize) -> Option<Place> {
+        let span = self.entries?.get(key)?.span();
+        let written = self.reader.lines.text().get(span.clone())?;
+        let quotes = ["\"\"\"", "'''", "\"", "'"].into_iter().find(|quotes| written.starts_with(quotes))?;
+        if quotes.starts_with('"') && written.contains('\\') {
+            return None;
+        }
+        let text = written.get(quotes.len()..)?;
+        // The first line break of a text of several lines does not belong to it.
+        let skipped =
+            if quotes.len() == 3 { text.len() - text.trim_start_matches(['\r', '\n']).len() } else { 0 };
+        let begin = span.start + quotes.len() + skipped.min(2) + at;
+        Some(self.reader.place(&(begin..begin)))
+    }
+
     /// Reports a fault of the value of `key`.
     pub(super) fn report(&self, key: &str, place: Place, fault: Fault) {
         self.reader.report(place, Fault { what: format!("\"{key}\" {}", fault.what), ..fault });
+    }
+
+    /// Reports `key` where it is there, although it has no place here.
+    pub(super) fn refuse(&mut self, key: &'static str, why: &str, remedy: &str) {
+        let Some(value) = self.entries.and_then(|entries| entries.get(key)) else { return };
+        self.known.push(key);
+        self.report(key, self.reader.place(&value.span()), Fault::new(why).remedy(remedy));
     }
 
     /// Reports that `key` is missing; `hint` says what it is or how to write it.

@@ -3,6 +3,10 @@
 //! Owns the meaning of each setting and its default. How the settings are written in a file, and what is
 //! refused, is left to the rest of [`config`](crate::config).
 
+use super::Feed;
+use crate::shape::path::Path;
+use crate::shape::template::Template;
+use aws_sdk_dynamodb::types::AttributeValue;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -20,6 +24,8 @@ pub struct Config {
     pub routes: Vec<Route>,
     /// The active-active groups, in the order of the file; names are unique.
     pub groups: Vec<Group>,
+    /// The feeds, in the order of the file; names are unique among feeds and members.
+    pub feeds: Vec<Feed>,
     /// Reading of streams.
     pub read: Read,
     /// Writing to peers.
@@ -112,8 +118,10 @@ pub struct Route {
     pub name: String,
     /// Index into [`Config::members`].
     pub from: usize,
-    /// Indices into [`Config::members`]; at least one, all different, never `from`.
+    /// Indices into [`Config::members`]; all different, never `from`; at least one where there are no feeds.
     pub to: Vec<usize>,
+    /// Indices into [`Config::feeds`]; all different. None in a group.
+    pub feeds: Vec<usize>,
     /// Whether deletes by the time-to-live service are forwarded (default true).
     pub ttl_deletes: bool,
     /// The name of our attribute on items that we wrote (default `shardwalker`).
@@ -129,8 +137,25 @@ pub struct Route {
     pub max_writes: BTreeMap<usize, u32>,
     /// What makes the route pause itself; `None` nothing (default).
     pub guard: Option<Guard>,
+    /// What peers get of the source's items; `None` all of them, as they are (default).
+    pub shape: Option<Shape>,
     /// The group that it is a part of, by index into [`Config::groups`]; `None` on a one-way route.
     pub group: Option<usize>,
+    /// Whether there is a way back, a route of its own named `ROUTE/back`; one of the two is walked at a time, as the
+    /// route's cutover says (default false).
+    pub reversible: bool,
+    /// The route of which this is the way back; `None` on any other.
+    pub back_of: Option<String>,
+    /// Whether the peers' items get no attribute of ours (default false).
+    pub pristine: bool,
+}
+
+impl Route {
+    /// The route that has a way back, when this is it or its way back.
+    #[must_use]
+    pub fn pair(&self) -> Option<&str> {
+        self.back_of.as_deref().or(self.reversible.then_some(self.name.as_str()))
+    }
 }
 
 /// Members that are each written by applications of their own, and converge to the last writer's values.
@@ -168,6 +193,51 @@ pub struct Guard {
     pub max_delete_share: Option<f64>,
     /// A share of fewer changes than this says nothing (default 100).
     pub min_changes: u32,
+}
+
+/// Which items of a one-way route's source go to its peers, and what of them. Everything is off by default.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Shape {
+    /// A CEL expression over `item`, which compiles: only items for which it is true.
+    pub filter: Option<String>,
+    /// Only items whose key attributes of these names begin so.
+    pub key_prefix: BTreeMap<String, String>,
+    /// Only items whose attributes have these values.
+    pub attribute_equals: BTreeMap<String, AttributeValue>,
+    /// Nothing but this, and the key; empty for everything.
+    pub include: Vec<Path>,
+    /// Everything but this.
+    pub exclude: Vec<Path>,
+    /// What stands in the place of values.
+    pub mask: BTreeMap<Path, Mask>,
+    /// Where the key of [`Mask::Hash`] is; there when one is used.
+    pub mask_key: Option<MaskKey>,
+    /// Names of attributes at the source, each with its name at the peers.
+    pub rename: BTreeMap<String, String>,
+    /// Attributes that every item has at the peers.
+    pub constants: BTreeMap<String, AttributeValue>,
+    /// The key attributes at the peers, when they are made of the source's; empty for those of the source.
+    pub keys: BTreeMap<String, Template>,
+}
+
+/// What stands in the place of a value.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Mask {
+    /// Nothing: as if it was excluded (`"drop"`).
+    Drop,
+    /// This text (`{ text = "..." }`).
+    Text(String),
+    /// HMAC-SHA256 of the value, in hex (`"hash"`).
+    Hash,
+}
+
+/// Where the key of hashes is read from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MaskKey {
+    /// A variable of the environment.
+    Env(String),
+    /// A file.
+    File(PathBuf),
 }
 
 /// Where a stream that was never read starts.
@@ -255,11 +325,17 @@ impl Config {
         self.members.iter().find(|member| member.name == name)
     }
 
-    /// Every route and peer, by their names.
+    /// Every route and peer or feed, by their names.
     pub fn lanes(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.routes.iter().flat_map(move |route| {
-            route.to.iter().map(move |peer| (route.name.as_str(), self.members[*peer].name.as_str()))
-        })
+        self.routes
+            .iter()
+            .flat_map(move |route| self.destinations(route).map(move |peer| (route.name.as_str(), peer)))
+    }
+
+    /// The names of a route's peers, and then of its feeds.
+    pub fn destinations<'a>(&'a self, route: &'a Route) -> impl Iterator<Item = &'a str> {
+        let peers = route.to.iter().map(|index| self.members[*index].name.as_str());
+        peers.chain(route.feeds.iter().map(|index| self.feeds[*index].name.as_str()))
     }
 
     /// The route of this name.

@@ -17,6 +17,7 @@ use crate::change::{Change, SequenceNumber};
 use crate::clock::Clock;
 use crate::failure::{Class, Failure};
 use crate::item::Digest;
+use crate::shape::UNSHAPED;
 use crate::state::{PK, Row, SK, StateTable, get_number, get_text, key, number, text};
 use crate::transact::{Action, Outcome};
 use crate::version::Version;
@@ -32,19 +33,28 @@ const PART: usize = 350 * 1024;
 pub enum Reason {
     /// The peer refused it for good.
     Refused,
+    /// The route's shape cannot be given to it: its filter fails, or its key at the peer would not be one-to-one.
+    Unshaped,
     /// An earlier change of the same key is a dead letter.
     Behind,
 }
 
 impl Reason {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::Refused, Self::Behind];
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Refused, Self::Unshaped, Self::Behind];
+
+    /// Why a change that failed so is kept.
+    #[must_use]
+    pub fn of(failure: &Failure) -> Self {
+        if failure.code == UNSHAPED { Self::Unshaped } else { Self::Refused }
+    }
 
     /// The label in metrics and rows.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Self::Refused => "refused",
+            Self::Unshaped => "unshaped",
             Self::Behind => "behind",
         }
     }
@@ -102,7 +112,7 @@ pub struct Letter {
 pub struct Count {
     /// All of them.
     pub letters: u64,
-    /// Those that the peer refused.
+    /// Those that do not merely wait behind another one: refused by the peer, or not to be shaped.
     pub refused: u64,
 }
 
@@ -183,16 +193,16 @@ impl DeadLetters {
             ("code".into(), text(&failure.code)),
             ("message".into(), text(&failure.message)),
             ("kept_at".into(), text(&now)),
-            ("attempts".into(), number(u8::from(reason == Reason::Refused))),
+            ("attempts".into(), number(u8::from(reason != Reason::Behind))),
         ]);
-        if reason == Reason::Refused {
+        if reason != Reason::Behind {
             row.insert("tried_at".into(), text(now));
         }
         let room = match reason {
-            Reason::Refused => "attribute_not_exists(#letters) OR #letters < :bound",
+            Reason::Refused | Reason::Unshaped => "attribute_not_exists(#letters) OR #letters < :bound",
             Reason::Behind => "#letters > :none AND #letters < :bound",
         };
-        let refused = i64::from(reason == Reason::Refused);
+        let refused = i64::from(reason != Reason::Behind);
         let mut counted = self.counting(&keys, digest, 1, refused).condition(room);
         counted = counted.value(":bound", number(self.per_key));
         if reason == Reason::Behind {
@@ -247,7 +257,7 @@ impl DeadLetters {
             .condition("#reason = :reason")
             .name("#reason", "reason")
             .value(":reason", text(letter.reason.name()));
-        let less = i64::from(letter.reason == Reason::Refused);
+        let less = i64::from(letter.reason != Reason::Behind);
         let counted = self.counting(&keys, letter.key, -1, -less);
         let removed = self.state.transact([delete, counted]).await?;
         if removed != Outcome::Done && self.state.get(&pk, &head).await?.is_some() {
@@ -278,7 +288,7 @@ impl DeadLetters {
             .name("#message", "message")
             .name("#tried", "tried_at")
             .name("#attempts", "attempts")
-            .value(":refused", text(Reason::Refused.name()))
+            .value(":refused", text(Reason::of(why).name()))
             .value(":reason", text(letter.reason.name()))
             .value(":code", text(&why.code))
             .value(":message", text(&why.message))

@@ -6,7 +6,7 @@
 
 use crate::apply::{self, Rules, Step};
 use crate::change::Change;
-use crate::dead_letters::{DeadLetters, Letter};
+use crate::dead_letters::{DeadLetters, Letter, Reason};
 use crate::failure::{Class, Failure};
 use crate::group;
 use crate::group::apply::GroupLane;
@@ -65,7 +65,10 @@ impl Retry<'_> {
                     Ok(Outcome::Applied) => retried.applied += 1,
                     Ok(Outcome::Superseded) => retried.superseded += 1,
                     Err(why) if why.class == Class::Invalid => {
-                        self.patiently(|| self.peer.accepts(&change.key)).await?;
+                        if Reason::of(&why) == Reason::Refused {
+                            let key = self.rules.key(&change.key)?;
+                            self.patiently(|| self.peer.accepts(&key)).await?;
+                        }
                         self.patiently(|| self.letters.refused(route, peer, &letter, &why)).await?;
                         retried.refused = Some((letter, why));
                         return Ok(retried);
@@ -82,7 +85,7 @@ impl Retry<'_> {
     }
 
     async fn step(&self, change: &Change, letter: &Letter) -> Result<Outcome, Failure> {
-        let plan = apply::plan(change, &self.rules);
+        let plan = apply::plan(change, &self.rules)?;
         if let (Some((lane, max_drift)), false) = (&self.group, matches!(plan, Step::Skip(_))) {
             let step = lane.place.step(group::classify(change, *max_drift));
             if step == group::Step::Delete {
@@ -91,15 +94,19 @@ impl Retry<'_> {
             let done = lane.carry_out(self.peer, change, letter.version, step, false).await;
             return done.map(|outcome| outcome.unwrap_or(Outcome::Applied)).map_err(of_letter);
         }
-        let done = match plan {
-            Step::Put { content, creates } => {
-                self.peer.put(content, &change.key, letter.version, creates).await
+        let done = match (plan, &change.new) {
+            (Step::Skip(_), _) => Ok(Outcome::Superseded),
+            (Step::Put { creates }, Some(image)) => {
+                let (key, content) = self.rules.item(&change.key, &image.content)?;
+                self.peer.put(&content, &key, letter.version, creates).await
             }
-            Step::Delete => match self.peer.raise(&change.key, letter.version).await {
-                Ok(()) => self.peer.delete(&change.key, letter.version).await,
-                Err(error) => Err(error),
-            },
-            Step::Skip(_) => Ok(Outcome::Superseded),
+            (Step::Delete | Step::Put { .. }, _) => {
+                let key = self.rules.key(&change.key)?;
+                match self.peer.raise(&key, letter.version).await {
+                    Ok(()) => self.peer.delete(&key, letter.version).await,
+                    Err(error) => Err(error),
+                }
+            }
         };
         done.map_err(of_letter)
     }

@@ -145,6 +145,9 @@ pub async fn run(
     let parts = [(Phase::Together, false), (Phase::Apart, true), (Phase::Together, false)];
     let mut cut = None;
     for (number, (phase, apart)) in parts.into_iter().enumerate() {
+        if stop.is_cancelled() {
+            break;
+        }
         let (last, faults) = (&stage.config.members[2], stage.sandbox.faults());
         if apart {
             let away = Rule::new(Effect::Unavailable).caller(REPLICATOR).account(&last.arn.account);

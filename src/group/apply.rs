@@ -160,12 +160,22 @@ impl GroupLane {
         if !newer(stamp.version) || stamp.mark != Mark::Put || stamp.digest != content.digest(None) {
             return Ok(());
         }
-        self.route.home.place(&content, stamp.version).await.map_err(at_home)?;
+        let replaced = self.route.home.bring_back(&content, stamp.version).await.map_err(at_home)?;
+        let home = self.route.number;
         // What was written elsewhere may have seen ours.
-        if stamp.version.member == self.route.number && version.member != self.route.number {
+        if stamp.version.member != home {
+            return Ok(());
+        }
+        let winner = Side { version: stamp.version, item: Some(&content) };
+        if version.member != home {
             let wrote = change.new.as_ref().filter(|_| ours.mark == Mark::Put);
             let loser = Side { version, item: wrote.map(|image| &image.content) };
-            let winner = Side { version: stamp.version, item: Some(&content) };
+            self.lost(change, loser, winner, How::Repaired, self.route.home.name()).await?;
+        }
+        // Another member's write may have taken the place of that one since: it had not seen home's write either.
+        let Some(Image { content: other, stamp: Some(was) }) = &replaced else { return Ok(()) };
+        if was.version != version && was.version.member != home && was.digest == other.digest(None) {
+            let loser = Side { version: was.version, item: Some(other).filter(|_| was.mark == Mark::Put) };
             self.lost(change, loser, winner, How::Repaired, self.route.home.name()).await?;
         }
         Ok(())

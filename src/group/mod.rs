@@ -24,8 +24,8 @@ pub enum Record {
         /// back: nobody could tell it from a copy. Or it has the mark of a delete, which an application read between the
         /// two steps and put back: its next delete would pass for ours.
         stale: Option<Stamp>,
-        /// The stamp is newer than the one before and does not match the content. No application does that but one
-        /// that copies items from member to member, with our attribute; digests that are not stable would.
+        /// The stamp is newer than that of the item before and does not match the content. No application does that but
+        /// one that copies items from member to member, with our attribute; digests that are not stable would.
         strange: bool,
     },
     /// An application deleted the item.
@@ -98,7 +98,9 @@ pub fn classify(change: &Change, max_drift: Duration) -> Record {
         return Record::Echo { stamp, over };
     }
     let stale = Some(stamp).filter(|stamp| clean || stamp.mark == Mark::Deleted);
-    Record::Write { creates, stale, strange: newer && !clean && !creates }
+    // An application that puts back a whole item, with our attribute, over one that another wrote whole is nothing strange.
+    let over_ours = old.is_some_and(|(_, before, _)| before.is_some());
+    Record::Write { creates, stale, strange: newer && over_ours && !clean }
 }
 
 /// What the lane to one peer does about a record.

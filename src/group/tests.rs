@@ -128,6 +128,9 @@ fn a_newer_stamp_that_does_not_match_is_strange() {
     let (s, old) = (stamp(0, "a"), stamp(-9, "o"));
     let strange = Record::Write { creates: false, stale: None, strange: true };
     assert_eq!(record(Some(("o", Some(old))), Some(("b", Some(s)))), strange);
+    // An application that had read it puts it back over what another one wrote whole.
+    let back = Record::Write { creates: false, stale: None, strange: false };
+    assert_eq!(record(Some(("o", None)), Some(("b", Some(s)))), back);
 }
 
 #[test]

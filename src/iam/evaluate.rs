@@ -228,7 +228,8 @@ fn applies(request: &Request<'_>, side: Side, statement: &Statement) -> Option<R
     };
     let action = request.action.to_ascii_lowercase();
     let acts = any(&statement.actions, |pattern| glob(pattern, &action));
-    let on = statement.resources.as_ref().is_none_or(|resources| {
+    // Without one, only the policy of a resource means something: that resource.
+    let on = statement.resources.as_ref().map_or(side == Side::Resource, |resources| {
         any(resources, |pattern| {
             substitute(pattern, request.context).is_some_and(|pattern| glob_arn(&pattern, request.resource))
         })
@@ -243,7 +244,10 @@ fn any(patterns: &Patterns, matches: impl Fn(&str) -> bool) -> bool {
 
 fn reach(principals: &Principals, caller: &Principal) -> Option<Reach> {
     let names_account = |name: &str| {
-        let root = name.strip_prefix("arn:aws:iam::").and_then(|rest| rest.strip_suffix(":root"));
+        let root = match name.splitn(6, ':').collect::<Vec<_>>().as_slice() {
+            ["arn", _, "iam", "", account, "root"] => Some(*account),
+            _ => None,
+        };
         name == caller.account || root == Some(&caller.account)
     };
     let reach_of = |name: &str| {
@@ -411,5 +415,38 @@ mod tests {
             let policies = Policies { identity: &identity, session: None, resource: Some(&resource) };
             assert_eq!(judge(&caller, &policies).is_allowed(), expected, "{listed}");
         }
+    }
+
+    #[test]
+    fn what_a_document_leaves_out_is_not_made_up() {
+        let caller = user("111111111111");
+        let judged = |document: Value| {
+            let identity =
+                [Named { name: "own".into(), policy: Policy::parse(&document.to_string()).unwrap().into() }];
+            let policies = Policies { identity: &identity, session: None, resource: None };
+            judge(&caller, &policies).is_allowed()
+        };
+        let whole = json!({"Effect": "Allow", "Action": "dynamodb:GetItem", "Resource": TABLE});
+        assert!(judged(json!({"Version": "2012-10-17", "Statement": whole})));
+        let nowhere = json!({"Effect": "Allow", "Action": "dynamodb:GetItem"});
+        assert!(!judged(json!({"Version": "2012-10-17", "Statement": nowhere})), "no Resource");
+        let variable = format!("{TABLE}${{*}}").replace("${*}", "${aws:nothing, ''}");
+        let with = json!({"Effect": "Allow", "Action": "dynamodb:GetItem", "Resource": variable});
+        assert!(judged(json!({"Version": "2012-10-17", "Statement": with})));
+        assert!(!judged(json!({"Version": "2008-10-17", "Statement": with})), "no variables then");
+        assert!(!judged(json!({"Statement": with})), "nor without a version");
+    }
+
+    #[test]
+    fn the_root_of_an_account_is_known_in_every_partition() {
+        let mut caller = user("111111111111");
+        caller.arn = "arn:aws-cn:iam::111111111111:user/alice".into();
+        let statement = json!([{"Effect": "Deny", "Action": "*", "Resource": "*",
+            "Principal": {"AWS": "arn:aws-cn:iam::111111111111:root"}}]);
+        let resource = policy("resource", statement);
+        let own = json!([{"Effect": "Allow", "Action": "*", "Resource": "*"}]);
+        let identity = [policy("own", own)];
+        let policies = Policies { identity: &identity, session: None, resource: Some(&resource) };
+        assert!(matches!(judge(&caller, &policies), Verdict::Denied(_)));
     }
 }

@@ -83,7 +83,11 @@ impl Policy {
     /// # Errors
     /// When it is malformed, with AWS's words where it has some.
     pub fn parse(document: &str) -> Result<Self, PolicyError> {
-        let document: Value = serde_json::from_str(document).map_err(|_| PolicyError::Syntax)?;
+        let mut document: Value = serde_json::from_str(document).map_err(|_| PolicyError::Syntax)?;
+        // Variables came with that version. An older document, or one that names none, means its text as it stands.
+        if document["Version"] != "2012-10-17" {
+            escape(&mut document);
+        }
         let document = document.as_object().ok_or(PolicyError::Syntax)?;
         if let Some(version) = document.get("Version")
             && !matches!(version.as_str(), Some("2012-10-17" | "2008-10-17"))
@@ -152,6 +156,16 @@ impl Statement {
         };
         let sid = members.get("Sid").and_then(Value::as_str).map(String::from);
         Ok(Self { sid, effect, principals, actions, resources, conditions })
+    }
+}
+
+/// Writes every `${` so that it stands for itself.
+fn escape(value: &mut Value) {
+    match value {
+        Value::String(text) => *text = text.replace("${", "${$}{"),
+        Value::Array(list) => list.iter_mut().for_each(escape),
+        Value::Object(members) => members.values_mut().for_each(escape),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
 }
 

@@ -24,6 +24,7 @@ use crate::item::Digest;
 use crate::memory::Reserved;
 use crate::peer::Peer;
 use crate::retry::Jitter;
+use crate::shape::Unshaped;
 use crate::telemetry::board::LaneStatus;
 use crate::telemetry::metrics::{LaneMetrics, Metrics};
 use crate::version::{Fold, Hlc, Version};
@@ -183,11 +184,21 @@ struct WorkItem {
     slot: u64,
     /// What a group does about it; `None` on a one-way route.
     group: Option<GroupStep>,
+    /// What a one-way route does about it.
+    plan: Result<Step, Unshaped>,
 }
 
 impl WorkItem {
     fn change(&self) -> &Change {
         &self.page.changes[self.index]
+    }
+
+    /// Whether it deletes the item at the peer.
+    fn deletes(&self) -> bool {
+        match self.group {
+            Some(step) => step == GroupStep::Delete,
+            None => self.plan == Ok(Step::Delete),
+        }
     }
 }
 
@@ -195,7 +206,7 @@ struct Finished {
     key: Digest,
     slots: Vec<u64>,
     dead: bool,
-    /// The fence fell: nothing is known about the work.
+    /// The fence fell, or the lane is to come to rest and its peer fails: the work is not done.
     abandoned: bool,
 }
 
@@ -239,17 +250,21 @@ impl Lane {
             Some(dead) => self.dead = dead,
             None => return LaneEnd::Abandoned,
         }
-        let mut open = true;
+        let (mut open, mut leaves) = (true, false);
         while open || !self.slots.is_empty() {
+            if leaves && self.running.is_empty() {
+                return if fence.is_cancelled() { LaneEnd::Abandoned } else { LaneEnd::Left };
+            }
             tokio::select! {
                 // The fence first; then what is done, which makes room; then more work.
                 biased;
                 () = fence.cancelled() => return LaneEnd::Abandoned,
                 Some(finished) = self.running.next(), if !self.running.is_empty() => {
                     if finished.abandoned {
-                        return LaneEnd::Abandoned;
+                        leaves = true;
+                    } else {
+                        self.finish(finished);
                     }
-                    self.finish(finished);
                 }
                 page = pages.recv(), if open && self.has_room() => match page {
                     Some(handed) => self.take(handed),
@@ -257,11 +272,14 @@ impl Lane {
                 },
                 Ok(()) = gate.changed() => {}
                 () = drain.cancelled(), if self.stands() && self.running.is_empty() => return LaneEnd::Left,
-                () = sleep_until(self.look), if !self.held.is_empty() => self.ready.extend(self.held.drain(..)),
+                () = sleep_until(self.look), if !self.held.is_empty() => {
+                    self.ready.extend(self.held.drain(..));
+                    // Said again at once where it is not so.
+                    self.context.status.held_no_more();
+                }
             }
-            self.start();
-            if self.held.is_empty() {
-                self.context.status.held_no_more();
+            if !leaves {
+                self.start();
             }
             self.show();
         }
@@ -300,11 +318,11 @@ impl Lane {
             let todo = self.todo(change);
             self.bytes += change.size;
             self.slots.push_back(Slot { position, size: change.size, done: todo.is_none(), memory: None });
-            let Some(group) = todo else { continue };
+            let Some((group, plan)) = todo else { continue };
             let version = Version::new(hlc, self.context.member);
             self.enqueue(
                 change.key.digest(),
-                WorkItem { page: Arc::clone(&page), index, version, slot, group },
+                WorkItem { page: Arc::clone(&page), index, version, slot, group, plan },
             );
         }
         if let Some(last) = self.slots.back_mut() {
@@ -313,17 +331,18 @@ impl Lane {
         }
     }
 
-    /// Whether there is something to do about a change, and what a group does.
-    fn todo(&self, change: &Change) -> Option<Option<GroupStep>> {
+    /// Whether there is something to do about a change, and what a group and a one-way route do.
+    fn todo(&self, change: &Change) -> Option<(Option<GroupStep>, Result<Step, Unshaped>)> {
         let context = &self.context;
         let plan = apply::plan(change, &context.rules);
-        if matches!(plan, Step::Skip(_)) {
+        if matches!(plan, Ok(Step::Skip(_))) {
             context.counters.skipped.inc();
             return None;
         }
         let Some(lane) = &context.group else {
-            context.peer.takes(change.created, plan == Step::Delete);
-            return Some(None);
+            // What cannot be judged becomes a dead letter when its turn has come.
+            context.peer.takes(change.created, plan == Ok(Step::Delete));
+            return Some((None, plan));
         };
         let step = lane.step(group::classify(change, context.max_drift));
         match step {
@@ -335,7 +354,7 @@ impl Lane {
             GroupStep::Delete => context.peer.takes(change.created, true),
             GroupStep::Check(_) | GroupStep::Repair(_) => {}
         }
-        Some(Some(step))
+        Some((Some(step), plan))
     }
 
     fn enqueue(&mut self, key: Digest, item: WorkItem) {

@@ -1,7 +1,7 @@
 //! Carrying out the changes of one key at the lane's peer.
 
 use super::{Finished, LaneParts, Work, WorkItem};
-use crate::apply::{self, Step};
+use crate::apply::Step;
 use crate::change::Event;
 use crate::dead_letters::{self, Kept, Reason};
 use crate::failure::{Action, Class, Failure};
@@ -9,14 +9,15 @@ use crate::group::Step as GroupStep;
 use crate::item::Digest;
 use crate::peer::{Outcome, StepError};
 use crate::retry::{Pauses, Policy};
+use crate::shape::Unshaped;
 use crate::telemetry::metrics::Counted;
 use crate::version::Version;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Once a peer that was down takes writes again, those that wait come back within about this.
-const SPREAD: Duration = Duration::from_secs(1);
+/// A lane that is to come to rest waits no longer than this before it tries again.
+const LEAVE: Duration = Duration::from_secs(1);
 
 /// What became of one try.
 enum Tried {
@@ -67,14 +68,14 @@ impl LaneParts {
 
     /// Applies the last of some changes that it covers; gives whether one was refused and is a dead letter.
     async fn settle_run(&self, items: &[WorkItem], pauses: &mut Pauses) -> Option<bool> {
-        let raise = items.iter().filter(|item| self.deletes(item)).map(|item| item.version).max();
+        let raise = items.iter().filter(|item| item.deletes()).map(|item| item.version).max();
         let mut refused: Vec<Failure> = Vec::new();
         let mut tried = None;
         for (index, item) in items.iter().enumerate().rev() {
             let created = items[..index].iter().any(|item| item.change().event == Event::Insert);
             match self.try_one(item, raise, created, pauses).await {
                 Tried::Done(outcome) => {
-                    tried = outcome;
+                    tried = Some(outcome);
                     break;
                 }
                 Tried::Refused(failure) => refused.push(failure),
@@ -82,14 +83,19 @@ impl LaneParts {
             }
         }
         let kept = items.len() - refused.len();
-        if let (Some(item), Some(why)) = (items.last(), refused.first()) {
+        // What cannot be shaped has not come to the peer.
+        let by_peer = items.iter().rev().zip(&refused).find(|(_, why)| Reason::of(why) == Reason::Refused);
+        if let Some((item, why)) = by_peer {
             self.confirm(item, why, pauses).await?;
         }
         for (item, why) in items[kept..].iter().zip(refused.iter().rev()) {
-            self.keep(item, Reason::Refused, why, pauses).await?;
+            self.keep(item, Reason::of(why), why, pauses).await?;
         }
-        if let Some(outcome) = tried {
-            self.count_done(&items[..kept], outcome);
+        match tried {
+            Some(Some(outcome)) => self.count_done(&items[..kept], outcome),
+            // One of ours, which is never folded with others.
+            Some(None) => self.counters.echoes.inc(),
+            None => {}
         }
         Some(!refused.is_empty())
     }
@@ -99,30 +105,25 @@ impl LaneParts {
     /// believe it. Half the drift that is believed is left for members whose clocks are behind, and a second for creation times,
     /// which are rounded down.
     pub(super) fn hold_back(&self, work: &mut Work) -> Option<Work> {
+        self.group.as_ref()?;
         let now = self.clock.since_epoch();
+        let most = self.max_drift.saturating_sub(Duration::from_secs(1)) / 2;
         let ahead = |item: &WorkItem| {
             let gives = matches!(item.group, Some(GroupStep::Put { .. } | GroupStep::Delete));
             let ahead = Duration::from_millis(item.version.hlc.millis()).saturating_sub(now);
-            (gives && ahead > self.max_drift.saturating_sub(Duration::from_secs(1)) / 2).then_some(ahead)
+            (gives && ahead > most).then_some(ahead)
         };
         let (first, by) = work.items.iter().enumerate().find_map(|(at, item)| Some((at, ahead(item)?)))?;
         self.status.held_back(by);
         Some(Work { key: work.key, items: work.items.split_off(first), dead: work.dead })
     }
 
-    fn deletes(&self, item: &WorkItem) -> bool {
-        match item.group {
-            Some(step) => step == GroupStep::Delete,
-            None => apply::plan(item.change(), &self.rules) == Step::Delete,
-        }
-    }
-
     /// Sees that the peer refuses this item and not every item: a table that was made again with other keys refuses
     /// all, and nothing of that is a dead letter. Waits until a write that changes nothing is accepted.
     async fn confirm(&self, item: &WorkItem, why: &Failure, pauses: &mut Pauses) -> Option<()> {
-        while let Err(failure) = self.peer.accepts(&item.change().key).await {
-            let what = format!("{why}; and so is a write that changes nothing: {failure}");
-            let all = Failure::new(Class::Unrecognised, "EveryWriteRefused", what);
+        // The peer has refused it under this key.
+        let Ok(key) = self.rules.key(&item.change().key) else { return Some(()) };
+        while let Err(all) = self.peer.accepts_others(&key, why).await {
             self.failed(self.peer.name(), &all, pauses).await.then_some(())?;
         }
         Some(())
@@ -161,7 +162,7 @@ impl LaneParts {
                 return Tried::Abandoned;
             }
             let result = match raise {
-                Some(version) => match self.peer.raise(&item.change().key, version).await {
+                Some(version) => match self.raise(item, version).await {
                     Ok(()) => {
                         raise = None;
                         continue;
@@ -198,15 +199,24 @@ impl LaneParts {
         if let (Some(lane), Some(step)) = (&self.group, item.group) {
             return lane.carry_out(&self.peer, change, item.version, step, created).await;
         }
-        let outcome = match apply::plan(change, &self.rules) {
-            Step::Put { content, creates } => {
-                self.peer.put(content, &change.key, item.version, creates).await
+        let outcome = match (item.plan.clone().map_err(unshaped)?, &change.new) {
+            (Step::Put { creates }, Some(image)) => {
+                let (key, content) = self.rules.item(&change.key, &image.content).map_err(unshaped)?;
+                self.peer.put(&content, &key, item.version, creates).await
             }
-            Step::Delete => self.peer.delete(&change.key, item.version).await,
+            (Step::Delete | Step::Put { .. }, _) => {
+                let key = self.rules.key(&change.key).map_err(unshaped)?;
+                self.peer.delete(&key, item.version).await
+            }
             // Skipped changes never become work.
-            Step::Skip(_) => Ok(Outcome::Superseded),
+            (Step::Skip(_), _) => Ok(Outcome::Superseded),
         };
         outcome.map(Some)
+    }
+
+    async fn raise(&self, item: &WorkItem, version: Version) -> Result<(), StepError> {
+        let key = self.rules.key(&item.change().key).map_err(unshaped)?;
+        self.peer.raise(&key, version).await
     }
 
     async fn keep(
@@ -238,20 +248,21 @@ impl LaneParts {
         Some(Kept::Kept)
     }
 
-    /// Notes a failure and waits; `false` when the fence fell.
+    /// Notes a failure and waits; `false` when the fence fell, or when a stop was asked for a while ago: what a peer
+    /// does not take is left to whoever has the shard next.
     async fn failed(&self, at: &str, failure: &Failure, pauses: &mut Pauses) -> bool {
         self.metrics.retried(&self.route, at, failure.class);
         if failure.class.action() != Action::RetrySoon {
             self.status.stalled(failure);
         }
-        let action = failure.class.insist();
-        let pause = pauses.next(action).unwrap_or(Policy::FOREVER.slow);
-        let spread = self.jitter.around(SPREAD);
+        let leave = async {
+            self.drain.cancelled().await;
+            tokio::time::sleep(LEAVE).await;
+        };
         tokio::select! {
             biased;
-            () = self.fence.cancelled() => false,
-            () = tokio::time::sleep(pause), if action == Action::RetrySoon => true,
-            () = self.peer.slowly(pause, spread), if action == Action::RetrySlowly => true,
+            goes_on = self.peer.wait_after(failure, pauses, &self.jitter, &self.fence) => goes_on,
+            () = leave => false,
         }
     }
 
@@ -267,6 +278,11 @@ impl LaneParts {
             self.counters.lag.observe(lag.as_secs_f64());
         }
     }
+}
+
+/// As if the peer had refused it.
+fn unshaped(why: Unshaped) -> StepError {
+    StepError::Peer(why.into())
 }
 
 /// How many changes from the first on one request carries out: all of a one-way route, for the last covers the others.

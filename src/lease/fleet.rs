@@ -5,6 +5,7 @@
 //!
 //! Rows: `fleet` / `worker#<worker>`, and beside them `control#...`, which others write and read.
 
+use crate::item::Item;
 use crate::state::{Row, SK, get_number, get_text, number, text};
 use aws_sdk_dynamodb::types::AttributeValue;
 use std::collections::{BTreeMap, BTreeSet};
@@ -98,15 +99,46 @@ impl Figures {
     }
 }
 
+/// What a worker says of the controls that it obeys.
+const CONTROLS: &str = "controls";
+
+/// The rows of what operators ask for, among all of the fleet's.
+#[must_use]
+pub fn controls(rows: &[Row]) -> Vec<Row> {
+    let control = |row: &&Row| get_text(row, SK).is_some_and(|sort| sort.starts_with(CONTROL));
+    rows.iter().filter(control).cloned().collect()
+}
+
+/// Stands for all controls as they are: the same for the same rows, in whatever order.
+#[must_use]
+pub fn controls_digest(controls: &[Row]) -> String {
+    let mut digests: Vec<_> = controls.iter().map(|row| Item(row.clone()).digest(None)).collect();
+    digests.sort_unstable();
+    let all = digests.iter().map(|digest| AttributeValue::S(digest.to_string())).collect();
+    Item(Row::from([(CONTROLS.to_owned(), AttributeValue::L(all))])).digest(None).to_string()
+}
+
+/// Workers as their rows show them: the name, the counter, and what they say of the controls that they obey.
+pub(crate) fn obeying(rows: &[Row]) -> impl Iterator<Item = (&str, u64, &str)> {
+    rows.iter().filter_map(|row| {
+        let name = get_text(row, SK)?.strip_prefix(WORKER)?;
+        Some((name, get_number(row, COUNTER)?, get_text(row, CONTROLS).unwrap_or_default()))
+    })
+}
+
 /// The sort key of a worker's row.
 pub(super) fn sort(worker: &str) -> String {
     format!("{WORKER}{worker}")
 }
 
 /// A worker's row but its keys and its expiry.
-pub(super) fn to_row(counter: u64, figures: &BTreeMap<String, Figures>) -> Row {
+pub(super) fn to_row(counter: u64, figures: &BTreeMap<String, Figures>, controls: &str) -> Row {
     let routes = figures.iter().map(|(route, figures)| (route.clone(), figures.to_value())).collect();
-    Row::from([(COUNTER.to_owned(), number(counter)), (ROUTES.to_owned(), AttributeValue::M(routes))])
+    Row::from([
+        (COUNTER.to_owned(), number(counter)),
+        (ROUTES.to_owned(), AttributeValue::M(routes)),
+        (CONTROLS.to_owned(), text(controls)),
+    ])
 }
 
 /// Another worker that lives and has a part in a route.
@@ -257,7 +289,7 @@ mod tests {
     const LEASE: Duration = Duration::from_secs(30);
 
     fn row(name: &str, counter: u64, figures: &Figures) -> Row {
-        let mut row = to_row(counter, &BTreeMap::from([("r".to_owned(), figures.clone())]));
+        let mut row = to_row(counter, &BTreeMap::from([("r".to_owned(), figures.clone())]), "");
         row.insert(SK.to_owned(), text(sort(name)));
         row
     }

@@ -3,16 +3,18 @@
 //! Each worker has a row with a counter that it raises again and again: one write for all the leases that it
 //! holds, and a word on how loaded it is and what it changed. A worker stops by itself before anyone may take its
 //! leases: its fence falls when its last successful beat was begun longer ago than the leases' duration less the
-//! time limit of a request.
+//! time limit of a request. The same holds for its last look: whoever does not see what operators ask for does not write.
 //!
 //! Beats (writes) come at `renew_interval`, and soon after something changed. Looks at the others come at
-//! `look_interval`; [`crate::lease::fleet`] says what the rows mean. A look also brings the operator's controls.
+//! `look_interval`; [`crate::lease::fleet`] says what the rows mean. A look also brings the operator's
+//! controls: the gates are set by them before the look counts, and the next beat says so.
 
 use crate::clock::Clock;
+use crate::control::Gates;
 use crate::failure::Failure;
-use crate::lease::fleet::{self, CONTROL, FLEET, Fellow, Figures, Fleet, News};
+use crate::lease::fleet::{self, FLEET, Fellow, Figures, Fleet, News};
 use crate::retry::Jitter;
-use crate::state::{EXPIRES, PK, Row, SK, StateTable, get_text, number, text};
+use crate::state::{EXPIRES, PK, Row, SK, StateTable, number, text};
 use crate::status::progress::{self, PROGRESS};
 use crate::telemetry::board::Board;
 use aws_sdk_dynamodb::types::AttributeValue;
@@ -29,6 +31,8 @@ pub const FORGET: Duration = Duration::from_secs(24 * 3600);
 pub const BACKFILL: &str = "backfill";
 /// Changes are shown within this, those that come together in one beat.
 const SOON: Duration = Duration::from_millis(200);
+/// Of looks that fail one after the other, so many are told of once.
+const SAID_EVERY: u32 = 30;
 /// A shard that was handed over counts as its new owner's for so long, until that one's own figures say so: it
 /// looks, takes and beats within three seconds.
 const COUNTED_FOR: Duration = Duration::from_secs(5);
@@ -50,6 +54,8 @@ pub struct Heart {
     board: OnceLock<Board>,
     /// Whether the row is that of a backfill, which walks no shards.
     backfill: bool,
+    /// What the controls close.
+    gates: OnceLock<Gates>,
 }
 
 #[derive(Debug)]
@@ -60,8 +66,10 @@ struct Inner {
     /// Cancelled when this worker may not write any more; a new one after it lives again.
     fence: CancellationToken,
     fleet: Fleet,
-    /// When the last look that succeeded was begun.
+    /// When the last look that succeeded was begun. What it brought of controls is obeyed.
     looked: Option<Instant>,
+    /// Stands for the controls that the gates obey.
+    obeyed: String,
     /// This worker's own, by route.
     figures: BTreeMap<String, Figures>,
     /// Wakes the route's replicator.
@@ -95,6 +103,7 @@ impl Heart {
             fence: CancellationToken::new(),
             fleet: Fleet::default(),
             looked: None,
+            obeyed: String::new(),
             figures: BTreeMap::new(),
             nudges: BTreeMap::new(),
             moves: BTreeMap::new(),
@@ -102,14 +111,32 @@ impl Heart {
         let controls = watch::Sender::new(None);
         let (config, soon, inner) = (config.clone(), Notify::new(), Mutex::new(inner));
         let board = OnceLock::new();
-        let backfill = false;
-        Self { state, worker, clock, config, request_timeout, jitter, soon, controls, inner, board, backfill }
+        let (backfill, gates) = (false, OnceLock::new());
+        Self {
+            state,
+            worker,
+            clock,
+            config,
+            request_timeout,
+            jitter,
+            soon,
+            controls,
+            inner,
+            board,
+            backfill,
+            gates,
+        }
     }
 
     /// The heart of a backfill: its row says so, because whoever looks for workers that walk shards does not mean it.
     #[must_use]
     pub fn of_backfill(self) -> Self {
         Self { backfill: true, ..self }
+    }
+
+    /// From now on each look sets these gates, and each beat says by which controls they are set. The first gates stay.
+    pub fn obeys(&self, gates: Gates) {
+        self.gates.get_or_init(|| gates);
     }
 
     /// From now on each beat publishes how far the work is. The first board stays.
@@ -133,7 +160,7 @@ impl Heart {
     #[must_use]
     pub fn fence(&self) -> Option<CancellationToken> {
         let inner = lock(&self.inner);
-        let fresh = inner.beaten.is_some_and(|beaten| beaten.elapsed() < self.margin());
+        let fresh = inner.proof().is_some_and(|proof| proof.elapsed() < self.margin());
         (fresh && !inner.fence.is_cancelled()).then(|| inner.fence.clone())
     }
 
@@ -219,6 +246,11 @@ impl Heart {
         }
     }
 
+    /// This worker takes shards of a route from now on.
+    pub fn joins(&self, route: &str) {
+        lock(&self.inner).figures.entry(route.to_owned()).or_default().leaving = false;
+    }
+
     /// This worker takes no more shards of a route.
     pub fn leaves(&self, route: &str) {
         lock(&self.inner).figures.entry(route.to_owned()).or_default().leaving = true;
@@ -272,7 +304,7 @@ impl Heart {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                () = sleep_until(self.falls_at()) => self.fall(),
+                () = self.lapses() => self.fall(),
                 () = tokio::time::sleep(pause) => {}
                 () = soon => {}
             }
@@ -280,6 +312,7 @@ impl Heart {
     }
 
     async fn looks(&self, stop: &CancellationToken) {
+        let mut failed = 0_u32;
         loop {
             tokio::select! {
                 biased;
@@ -289,9 +322,16 @@ impl Heart {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
-                looked = self.look() => if let Err(failure) = looked {
-                    // Nobody is taken for dead meanwhile; the beat says aloud that the table cannot be reached.
-                    tracing::debug!(why = %failure, "the other workers' rows were not read");
+                looked = self.look() => match looked {
+                    Ok(()) => failed = 0,
+                    // Nobody is taken for dead meanwhile.
+                    Err(failure) => {
+                        if failed.is_multiple_of(SAID_EVERY) {
+                            let remedy = failure.class.remedy();
+                            tracing::warn!(why = %failure, remedy, "the workers' rows and the controls were not read");
+                        }
+                        failed += 1;
+                    }
                 }
             }
         }
@@ -307,7 +347,7 @@ impl Heart {
         let row = {
             let mut inner = lock(&self.inner);
             inner.counter += 1;
-            fleet::to_row(inner.counter, &inner.figures)
+            fleet::to_row(inner.counter, &inner.figures, &inner.obeyed)
         };
         let expires = (self.clock.since_epoch() + FORGET).as_secs();
         let write = self
@@ -326,7 +366,7 @@ impl Heart {
             biased;
             answer = write => answer.map(|_| ()).map_err(Failure::from),
             // The request's own time limit ends it; the fence does not wait for that.
-            () = async { sleep_until(self.falls_at()).await; self.fall(); std::future::pending().await } => Ok(()),
+            () = async { self.lapses().await; self.fall(); std::future::pending().await } => Ok(()),
         };
         answer?;
         // After a pause the answer may be seen before the time: what lapsed meanwhile is given up all the same.
@@ -334,12 +374,18 @@ impl Heart {
         let mut inner = lock(&self.inner);
         if begun.elapsed() < self.margin() {
             inner.beaten = Some(begun);
-            if inner.fence.is_cancelled() {
-                inner.fence = CancellationToken::new();
-                tracing::info!("this worker's row is renewed again; it may take leases");
-            }
+            self.rise(&mut inner);
         }
         Ok(())
+    }
+
+    /// The right to write again, once both a beat and a look are new enough.
+    fn rise(&self, inner: &mut Inner) {
+        let fresh = inner.proof().is_some_and(|proof| proof.elapsed() < self.margin());
+        if fresh && inner.fence.is_cancelled() {
+            inner.fence = CancellationToken::new();
+            tracing::info!("this worker's row is renewed again; it may take leases");
+        }
     }
 
     /// One look at the others. Public for tests and for the first look of a start.
@@ -349,15 +395,25 @@ impl Heart {
     pub async fn look(&self) -> Result<(), Failure> {
         let begun = Instant::now();
         let rows = self.state.rows(FLEET, "", &[]).await?;
+        let controls = fleet::controls(&rows);
+        // Before the look counts: who may write obeys.
+        let obeyed = self.gates.get().map(|gates| {
+            gates.apply(&controls);
+            fleet::controls_digest(&controls)
+        });
+        self.fall_if_lapsed();
         let mut inner = lock(&self.inner);
         inner.looked = Some(begun);
+        self.rise(&mut inner);
+        if let Some(obeyed) = obeyed.filter(|obeyed| *obeyed != inner.obeyed) {
+            inner.obeyed = obeyed;
+            self.soon.notify_one();
+        }
         let told = inner.fleet.look(&rows, &self.worker, Instant::now(), self.config.duration);
         for nudge in told.iter().filter_map(|route| inner.nudges.get(route)) {
             nudge.notify_one();
         }
         drop(inner);
-        let control = |row: &Row| get_text(row, SK).is_some_and(|sort| sort.starts_with(CONTROL));
-        let controls: Vec<Row> = rows.into_iter().filter(control).collect();
         self.controls.send_if_modified(|known| {
             let new = known.as_deref() != Some(&controls);
             if new {
@@ -393,7 +449,18 @@ impl Heart {
 
     fn falls_at(&self) -> Option<Instant> {
         let inner = lock(&self.inner);
-        inner.beaten.filter(|_| !inner.fence.is_cancelled()).map(|beaten| beaten + self.margin())
+        inner.proof().filter(|_| !inner.fence.is_cancelled()).map(|proof| proof + self.margin())
+    }
+
+    /// Waits until the right to write has lapsed; for ever while there is none.
+    async fn lapses(&self) {
+        loop {
+            match self.falls_at() {
+                Some(at) if at <= Instant::now() => return,
+                // It may be put off until then.
+                at => sleep_until(at).await,
+            }
+        }
     }
 
     fn fall_if_lapsed(&self) {
@@ -406,10 +473,17 @@ impl Heart {
         let inner = lock(&self.inner);
         if !inner.fence.is_cancelled() {
             tracing::error!(
-                "this worker's row could not be renewed in time: it stops writing, others may take over"
+                "this worker's row was not renewed, or the controls were not read, in time: it stops writing, others may take over"
             );
             inner.fence.cancel();
         }
+    }
+}
+
+impl Inner {
+    /// When what gives the right to write was begun: a beat, and a look at the controls.
+    fn proof(&self) -> Option<Instant> {
+        Some(self.beaten?.min(self.looked?))
     }
 }
 

@@ -60,8 +60,17 @@ pub enum Action {
         /// The peer.
         peer: String,
         /// Where it starts.
-        start: Position,
+        start: Start,
     },
+}
+
+/// Where a peer starts in a shard.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Start {
+    /// Behind this.
+    pub position: Position,
+    /// Records before what is left of the shard may have been trimmed without this peer having had them.
+    pub suspect: bool,
 }
 
 /// A lease to take.
@@ -70,9 +79,7 @@ pub struct Take {
     /// The row as it was seen.
     pub seen: Lease,
     /// Where each peer starts that is not done, and is done with the parent.
-    pub starts: BTreeMap<String, Position>,
-    /// Records between the parent and what is left of this shard may have been trimmed unread.
-    pub suspect: bool,
+    pub starts: BTreeMap<String, Start>,
 }
 
 impl Take {
@@ -81,10 +88,10 @@ impl Take {
         self.starts.retain(|peer, _| !now.peers.get(peer).is_some_and(|p| p.done));
         for (peer, start) in &mut self.starts {
             if let Some(current) = now.peers.get(peer).filter(|p| p.position.sequence.is_some()) {
-                start.sequence.clone_from(&current.position.sequence);
-                start.created = current.position.created;
-                start.hlc = start.hlc.max(current.position.hlc);
-                self.suspect = false;
+                start.position.sequence.clone_from(&current.position.sequence);
+                start.position.created = current.position.created;
+                start.position.hlc = start.position.hlc.max(current.position.hlc);
+                start.suspect = false;
             }
         }
         self.seen = now.clone();
@@ -114,8 +121,7 @@ pub fn plan(view: &View<'_>) -> Vec<Action> {
         if starts.is_empty() {
             continue;
         }
-        let suspect = suspect(lease, starts.keys(), view);
-        let take = Box::new(Take { seen: lease.clone(), starts, suspect });
+        let take = Box::new(Take { seen: lease.clone(), starts });
         if claim == Claim::Mine {
             load += 1.0;
             actions.push(Action::Take(take));
@@ -190,9 +196,10 @@ fn parent<'a>(lease: &Lease, view: &View<'a>) -> Option<Option<&'a Lease>> {
 }
 
 /// The peers that may begin, and where.
-fn starts<'a>(lease: &'a Lease, view: &View<'a>) -> impl Iterator<Item = (String, Position)> + 'a {
+fn starts<'a>(lease: &'a Lease, view: &View<'a>) -> impl Iterator<Item = (String, Start)> + 'a {
     let parent = parent(lease, view);
     let (peers, listed_for) = (view.peers, view.listed_for);
+    let expected = expects_more(lease, view);
     parent.into_iter().flat_map(move |parent| {
         peers.iter().filter_map(move |peer| {
             // Whether a shard is gone is known only once it was listed for that peer.
@@ -201,23 +208,25 @@ fn starts<'a>(lease: &'a Lease, view: &View<'a>) -> impl Iterator<Item = (String
             if is_done(lease, peer) || unknown(lease) || parent.is_some_and(waits) {
                 return None;
             }
-            let mut start = lease.peers.get(*peer).map(|p| p.position.clone()).unwrap_or_default();
+            let known = lease.peers.get(*peer);
+            let mut position = known.map(|p| p.position.clone()).unwrap_or_default();
             if let Some(before) = parent.and_then(|parent| parent.peers.get(*peer)) {
-                start.hlc = start.hlc.max(before.position.hlc);
+                position.hlc = position.hlc.max(before.position.hlc);
             }
-            Some(((*peer).to_owned(), start))
+            // One that came later than the listing expects nothing that was before.
+            let suspect = expected && known.is_some() && position.sequence.is_none();
+            Some(((*peer).to_owned(), Start { position, suspect }))
         })
     })
 }
 
-fn suspect<'a>(lease: &Lease, mut peers: impl Iterator<Item = &'a String>, view: &View<'_>) -> bool {
+/// Whether a shard may have had records that are trimmed by now and that a peer without a position should have had.
+fn expects_more(lease: &Lease, view: &View<'_>) -> bool {
     let age = |since: SystemTime| view.now.duration_since(since).unwrap_or_default();
     let old = graph::born(&lease.shard).is_some_and(|born| age(born) >= RETENTION);
     let orphan = lease.parent.is_some() && parent(lease, view).flatten().is_none();
     // What was there at the start counts as expected from then on.
-    let expected = if lease.initial { old && age(view.begun) >= RETENTION } else { old || orphan };
-    let unread = |peer: &String| lease.peers.get(peer).is_some_and(|p| p.position.sequence.is_none());
-    expected && peers.any(unread)
+    if lease.initial { old && age(view.begun) >= RETENTION } else { old || orphan }
 }
 
 #[cfg(test)]

@@ -240,6 +240,12 @@ impl LeaseTable {
             .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld)
     }
 
+    /// The table that the rows are in.
+    #[must_use]
+    pub fn state(&self) -> &StateTable {
+        &self.state
+    }
+
     /// This worker's name.
     pub(super) fn worker(&self) -> &str {
         &self.worker
@@ -337,14 +343,23 @@ impl Held {
         self.send(request).await
     }
 
-    fn mine(&self) -> UpdateItemFluentBuilder {
+    /// One attribute of the row as it is now, whoever holds it.
+    pub(super) async fn row(&self, attribute: &str) -> Result<Option<Row>, Failure> {
+        let table = &self.table;
+        let request = table.state.call("GetItem").get_item().table_name(table.state.name());
+        let request = request.set_key(Some(table.key(&self.shard))).consistent_read(true);
+        let request = request.projection_expression("#a").expression_attribute_names("#a", attribute);
+        Ok(request.send().await?.item)
+    }
+
+    pub(super) fn mine(&self) -> UpdateItemFluentBuilder {
         self.table
             .update(&self.shard)
             .expression_attribute_values(":me", text(&*self.table.worker))
             .expression_attribute_values(":mine", number(self.epoch))
     }
 
-    async fn send(&self, request: UpdateItemFluentBuilder) -> Result<(), HeldError> {
+    pub(super) async fn send(&self, request: UpdateItemFluentBuilder) -> Result<(), HeldError> {
         match request.send().await {
             Ok(_) => Ok(()),
             Err(error) if refused(&error).is_some() => Err(HeldError::Lost),

@@ -7,8 +7,8 @@ use crate::failure::{Class, Failure};
 use crate::item::{Item, Key};
 use crate::version::{Mark, Stamp, Version};
 use aws_sdk_dynamodb::operation::delete_item::builders::DeleteItemFluentBuilder;
-use aws_sdk_dynamodb::operation::update_item::builders::UpdateItemFluentBuilder;
-use aws_sdk_dynamodb::types::AttributeValue;
+use aws_sdk_dynamodb::types::{AttributeValue, ReturnValue};
+use std::collections::HashMap;
 
 /// What became of a write to a member of a group.
 #[derive(Debug, Clone, PartialEq)]
@@ -42,6 +42,25 @@ impl Peer {
             };
         }
         Err(contended())
+    }
+
+    /// As [`Self::place`], and gives what it replaced, if it has just done so.
+    ///
+    /// # Errors
+    /// Any failure but that of the condition; the step can be repeated.
+    pub async fn bring_back(&self, content: &Item, version: Version) -> Result<Option<Image>, StepError> {
+        let stamp = Stamp::of(content, version).to_string();
+        self.may_write().await?;
+        let request = self.put_request(content, &stamp, version, &Expect::AbsentOrOlder);
+        let mut replaced = None;
+        let answer = request.return_values(ReturnValue::AllOld).send().await.map(|done| {
+            replaced = done.attributes.filter(|item| !item.is_empty()).map(|item| self.image(item).0);
+        });
+        match self.answer_to_put(answer, version)? {
+            Answer::Done => Ok(replaced),
+            // What it takes beside the plain case is seldom, and what it replaces then is no item of ours.
+            Answer::Found(_) => self.place(content, version).await.map(|_| None),
+        }
     }
 
     /// Deletes the item in two steps, unless something newer than `version` is there: the first marks it, so that the
@@ -114,13 +133,20 @@ impl Peer {
             .send()
             .await;
         let answer = answer.map_err(|error| self.failed(error.into()))?;
-        let Some(mut item) = answer.item.filter(|item| !item.is_empty()) else { return Ok(None) };
+        Ok(answer.item.filter(|item| !item.is_empty()).map(|item| {
+            let (image, attribute) = self.image(item);
+            Seen { image, attribute }
+        }))
+    }
+
+    /// An item without our attribute, and that.
+    fn image(&self, mut item: HashMap<String, AttributeValue>) -> (Image, Option<AttributeValue>) {
         let attribute = item.remove(&self.stamp);
         let stamp = match &attribute {
             Some(AttributeValue::S(text)) => Stamp::parse(text),
             _ => None,
         };
-        Ok(Some(Seen { image: Image { content: Item(item), stamp }, attribute }))
+        (Image { content: Item(item), stamp }, attribute)
     }
 
     /// Sets the stamp of an item that has `seen` in its place; `false` when it has not.
@@ -161,7 +187,7 @@ impl Peer {
     }
 
     /// Whether a condition held.
-    fn took_effect(&self, answer: Result<(), Failure>) -> Result<bool, StepError> {
+    pub(super) fn took_effect(&self, answer: Result<(), Failure>) -> Result<bool, StepError> {
         match answer {
             Err(failure) if failure.class != Class::Condition => Err(self.failed(failure)),
             answer => {
@@ -171,5 +197,3 @@ impl Peer {
         }
     }
 }
-
-super::expressions!(UpdateItemFluentBuilder);

@@ -5,38 +5,35 @@
 //! drift ceiling. A failed condition is a normal outcome. Every step can be repeated: after a lost answer, a
 //! crash, or by two workers at once, the result is the same.
 //!
-//! Here is what a one-way route does, whose peer's stream nobody reads; `group` has what a group does, and `seed` what
-//! a backfill does.
+//! Here is what a one-way route does, whose peer's stream nobody reads; `group` has what a group does, `seed` what a
+//! backfill does, `strip` what is done in the end, and `pristine` what is done where no stamp may be.
 
 mod group;
+pub mod pristine;
+mod request;
 mod seed;
+mod strip;
 
 pub use group::Placed;
+use request::{Answer, Expect, Expressions, Found};
 pub use seed::{OnExisting, Seed, Seeded};
 
-use crate::change::Image;
 use crate::clock::Clock;
 use crate::control::Pause;
-use crate::failure::{Class, Failure};
+use crate::failure::{Action, Class, Failure};
 use crate::guard::Guard;
 use crate::item::{Item, Key};
 use crate::lease::heart::Heart;
 use crate::ledger::Ledger;
 use crate::limit::Adaptive;
-use crate::version::{Hlc, Stamp, Version};
+use crate::retry::{Jitter, Pauses, Policy};
+use crate::version::{Stamp, Version};
 use aws_sdk_dynamodb::Client;
-use aws_sdk_dynamodb::operation::delete_item::DeleteItemError;
-use aws_sdk_dynamodb::operation::delete_item::builders::DeleteItemFluentBuilder;
-use aws_sdk_dynamodb::operation::put_item::PutItemError;
-use aws_sdk_dynamodb::operation::put_item::builders::PutItemFluentBuilder;
-use aws_sdk_dynamodb::types::{AttributeValue, ReturnValuesOnConditionCheckFailure};
-use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
-use aws_smithy_runtime_api::client::result::SdkError;
 use prometheus::IntCounter;
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 use tokio::sync::{Mutex, Notify, watch};
+use tokio_util::sync::CancellationToken;
 
 /// What became of a step at a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,6 +81,8 @@ pub struct Peer {
     partition_key: String,
     /// The stamp attribute's name.
     stamp: String,
+    /// Whether items get no stamp.
+    pristine: bool,
     max_drift: Duration,
     clock: Clock,
     ledger: Ledger,
@@ -111,6 +110,8 @@ pub struct PeerParts {
     pub partition_key: String,
     /// The stamp attribute's name.
     pub stamp: String,
+    /// Whether items get no stamp, nor any other attribute of ours.
+    pub pristine: bool,
     /// How far ahead of the clock a stamp is believed.
     pub max_drift: Duration,
     /// Writes a second at most.
@@ -129,27 +130,12 @@ pub struct PeerParts {
     pub requests: IntCounter,
 }
 
-/// What a put expects to find, which tells a creation from an overwrite without reading first.
-#[derive(Debug, Clone, PartialEq)]
-enum Expect {
-    Absent,
-    Older,
-    /// No item, or an older one.
-    AbsentOrOlder,
-    /// One with a stamp that is older.
-    OlderStamp,
-    /// One without a stamp.
-    Unstamped,
-    /// This very attribute in the stamp's place.
-    Seen(String),
-}
-
 /// Holds for no item, with the partition key's name as `#pk`: a write with it changes nothing, and its answer says
 /// whether it would be let in.
-pub(crate) const NEVER: &str = "attribute_exists(#pk) AND attribute_not_exists(#pk)";
+pub const NEVER: &str = "attribute_exists(#pk) AND attribute_not_exists(#pk)";
 
-/// Longer than a signed request is accepted.
-const ON_ITS_WAY: Duration = Duration::from_secs(15 * 60);
+/// Once a peer that was down takes writes again, those that wait come back within about this.
+const SPREAD: Duration = Duration::from_secs(1);
 
 /// Absent and present may take turns under the writer; after this many the step is tried again later.
 const ROUNDS: usize = 8;
@@ -158,7 +144,7 @@ impl Peer {
     /// Puts a peer together. Sends nothing.
     #[must_use]
     pub fn new(parts: PeerParts) -> Self {
-        let PeerParts { name, scope, client, table, partition_key, stamp, max_drift, .. } = parts;
+        let PeerParts { name, scope, client, table, partition_key, stamp, pristine, max_drift, .. } = parts;
         let PeerParts { max_writes, gate, guard, clock, ledger, heart, requests, .. } = parts;
         let limit = Adaptive::new(max_writes.map(f64::from));
         let gate = gate.unwrap_or_else(|| watch::channel(None).1);
@@ -170,6 +156,7 @@ impl Peer {
             table,
             partition_key,
             stamp,
+            pristine,
             max_drift,
             clock,
             ledger,
@@ -214,10 +201,29 @@ impl Peer {
         &self.limit
     }
 
+    /// Waits until a step that failed here may be tried again; `false` when `fence` falls before.
+    pub async fn wait_after(
+        &self,
+        failure: &Failure,
+        pauses: &mut Pauses,
+        jitter: &Jitter,
+        fence: &CancellationToken,
+    ) -> bool {
+        let action = failure.class.insist();
+        let pause = pauses.next(action).unwrap_or(Policy::FOREVER.slow);
+        let spread = jitter.around(SPREAD);
+        tokio::select! {
+            biased;
+            () = fence.cancelled() => false,
+            () = tokio::time::sleep(pause), if action == Action::RetrySoon => true,
+            () = self.slowly(pause, spread), if action == Action::RetrySlowly => true,
+        }
+    }
+
     /// Waits after a failure that only time or an operator mends. One waiter at a time, the probe, waits for
     /// `pause`; the others wait until something got through, and then for `spread`: a peer that is down is asked by
     /// one and not by all, and a key that alone is refused does not retry at the pace of the others.
-    pub async fn slowly(&self, pause: Duration, spread: Duration) {
+    async fn slowly(&self, pause: Duration, spread: Duration) {
         let probe = async {
             let _probe = self.probe.lock().await;
             tokio::time::sleep(pause).await;
@@ -263,6 +269,9 @@ impl Peer {
         version: Version,
         creates: bool,
     ) -> Result<Outcome, StepError> {
+        if self.pristine {
+            return self.put_plain(content, key, version).await;
+        }
         let stamp = Stamp::of(content, version).to_string();
         let mut expect = if creates { Expect::Absent } else { Expect::Older };
         for _ in 0..ROUNDS {
@@ -289,6 +298,9 @@ impl Peer {
     /// # Errors
     /// Any failure but that of the condition; the step can be repeated.
     pub async fn delete(&self, key: &Key, version: Version) -> Result<Outcome, StepError> {
+        if self.pristine {
+            return self.erase(key).await.map(|()| Outcome::Applied);
+        }
         let mut expect = Expect::Older;
         for _ in 0..ROUNDS {
             expect = match self.send_delete(key, version, &expect).await? {
@@ -301,7 +313,7 @@ impl Peer {
         Err(contended())
     }
 
-    /// Whether writes of this key are accepted at all: a delete whose condition cannot hold, which changes nothing.
+    /// Whether this peer takes a write of this key at all: a delete whose condition cannot hold, which changes nothing.
     ///
     /// # Errors
     /// Any failure but that of the condition.
@@ -322,6 +334,18 @@ impl Peer {
             Err(failure) if failure.class != Class::Condition => Err(failure),
             _ => Ok(()),
         }
+    }
+
+    /// Whether this peer, which `refused` a write of this key for good, accepts any: a table that was made again with
+    /// other keys refuses everything.
+    ///
+    /// # Errors
+    /// That every write is refused, to be tried again until an operator mends it.
+    pub async fn accepts_others(&self, key: &Key, refused: &Failure) -> Result<(), Failure> {
+        self.accepts(key).await.map_err(|failure| {
+            let what = format!("{refused}; and so is a write that changes nothing: {failure}");
+            Failure::new(Class::Unrecognised, "EveryWriteRefused", what)
+        })
     }
 
     /// A creation has happened: a delete that is newer may have come before it.
@@ -347,202 +371,8 @@ impl Peer {
         self.requests.inc();
         Ok(())
     }
-
-    async fn send_put(
-        &self,
-        content: &Item,
-        stamp: &str,
-        version: Version,
-        expect: &Expect,
-    ) -> Result<Answer, StepError> {
-        let mut item = HashMap::with_capacity(content.0.len() + 1);
-        item.extend(content.0.iter().map(|(name, value)| (name.clone(), value.clone())));
-        item.insert(self.stamp.clone(), AttributeValue::S(stamp.to_owned()));
-        self.may_write().await?;
-        let request = self
-            .client
-            .put_item()
-            .table_name(&self.table)
-            .set_item(Some(item))
-            .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
-        let request = match expect {
-            Expect::Absent => request
-                .condition_expression("attribute_not_exists(#pk)")
-                .expression_attribute_names("#pk", &self.partition_key),
-            Expect::Older => {
-                let condition = format!("attribute_exists(#pk) AND ({OVERWRITABLE})");
-                let request = request
-                    .condition_expression(condition)
-                    .expression_attribute_names("#pk", &self.partition_key);
-                self.with_older(request, version)
-            }
-            Expect::AbsentOrOlder => self.with_older(request.condition_expression(OVERWRITABLE), version),
-            Expect::OlderStamp => self.with_older(request.condition_expression(OLDER_STAMP), version),
-            Expect::Unstamped => request
-                .condition_expression(UNSTAMPED)
-                .expression_attribute_names("#pk", &self.partition_key)
-                .expression_attribute_names("#stamp", &self.stamp)
-                .expression_attribute_values(":string", AttributeValue::S("S".to_owned())),
-            Expect::Seen(text) => self.with_seen(request.condition_expression(SEEN), text),
-        };
-        let answer = request.send().await;
-        self.answer(answer, version, |error| match error {
-            PutItemError::ConditionalCheckFailedException(failed) => Some(failed.item()),
-            _ => None,
-        })
-    }
-
-    async fn send_delete(&self, key: &Key, version: Version, expect: &Expect) -> Result<Answer, StepError> {
-        self.may_write().await?;
-        let request = self
-            .client
-            .delete_item()
-            .table_name(&self.table)
-            .set_key(Some(key.attributes().0.clone()))
-            .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
-        let request = match expect {
-            Expect::Seen(text) => self.with_seen(request.condition_expression(SEEN), text),
-            Expect::OlderStamp => self.with_older(request.condition_expression(OLDER_STAMP), version),
-            Expect::Absent | Expect::Older | Expect::AbsentOrOlder | Expect::Unstamped => {
-                self.with_older(request.condition_expression(OVERWRITABLE), version)
-            }
-        };
-        let answer = request.send().await;
-        self.answer(answer, version, |error| match error {
-            DeleteItemError::ConditionalCheckFailedException(failed) => Some(failed.item()),
-            _ => None,
-        })
-    }
-
-    /// Sorts an answer; `refused` gives the old item of a failed condition.
-    fn answer<T, E>(
-        &self,
-        answer: Result<T, SdkError<E, HttpResponse>>,
-        version: Version,
-        refused: impl Fn(&E) -> Option<Option<&HashMap<String, AttributeValue>>>,
-    ) -> Result<Answer, StepError>
-    where
-        Failure: From<SdkError<E, HttpResponse>>,
-    {
-        let error = match answer {
-            Ok(_) => {
-                self.limit.succeeded();
-                return Ok(Answer::Done);
-            }
-            Err(error) => error,
-        };
-        if let Some(item) = error.as_service_error().and_then(refused) {
-            self.limit.succeeded();
-            return Ok(Answer::Found(self.found(item, version)));
-        }
-        Err(self.failed(error.into()))
-    }
-
-    fn failed(&self, failure: Failure) -> StepError {
-        if failure.class == Class::Throttled {
-            self.limit.throttled();
-        }
-        StepError::Peer(failure)
-    }
-
-    /// What stands where a put's condition failed.
-    fn found(&self, item: Option<&HashMap<String, AttributeValue>>, version: Version) -> Found {
-        let Some(item) = item.filter(|item| !item.is_empty()) else { return Found::Nothing };
-        let Some(AttributeValue::S(text)) = item.get(&self.stamp) else {
-            return Found::Unstamped(self.content(item));
-        };
-        match Stamp::parse(text) {
-            None => Found::NotAStamp(text.clone()),
-            Some(stamp) if stamp.version == version => Found::Same(stamp),
-            Some(stamp) if stamp.version < version || stamp.version.hlc > self.ceiling(version) => {
-                Found::Older
-            }
-            Some(stamp) => Found::Newer(Image { content: self.content(item), stamp: Some(stamp) }),
-        }
-    }
-
-    fn content(&self, item: &HashMap<String, AttributeValue>) -> Item {
-        let content = item.iter().filter(|(name, _)| **name != self.stamp);
-        Item(content.map(|(name, value)| (name.clone(), value.clone())).collect())
-    }
-
-    /// Beyond this a stamp is not believed. It follows this worker's clock, and never falls behind the versions
-    /// that it writes: a replay of old records must not take today's stamps for ones from the future. Nor must a request
-    /// that was on its way for long: what was written meanwhile is not beyond it.
-    fn ceiling(&self, version: Version) -> Hlc {
-        Hlc::from_millis(self.clock.millis()).max(version.hlc).plus(self.max_drift + ON_ITS_WAY)
-    }
-
-    fn with_seen<R: Expressions>(&self, request: R, seen: &str) -> R {
-        request.alias("#stamp", &self.stamp).value(":seen", AttributeValue::S(seen.to_owned()))
-    }
-
-    fn with_older<R: Expressions>(&self, request: R, version: Version) -> R {
-        request
-            .alias("#stamp", &self.stamp)
-            .value(":string", AttributeValue::S("S".to_owned()))
-            .value(":version", AttributeValue::S(version.to_string()))
-            .value(
-                ":ceiling",
-                AttributeValue::S(Version::new(self.ceiling(version), u8::MAX).to_string() + "~"),
-            )
-    }
 }
 
 fn contended() -> StepError {
     StepError::Peer(Failure::new(Class::Transient, "Contended", "the item came and went under this write"))
 }
-
-/// True where nothing newer is, also where there is no item.
-const OVERWRITABLE: &str = "attribute_not_exists(#stamp) OR NOT attribute_type(#stamp, :string) \
-     OR #stamp < :version OR #stamp > :ceiling";
-
-/// True where an older stamp is, and not where an application wrote.
-const OLDER_STAMP: &str = "attribute_type(#stamp, :string) AND (#stamp < :version OR #stamp > :ceiling)";
-
-/// True where an item is and no stamp.
-const UNSTAMPED: &str =
-    "attribute_exists(#pk) AND (attribute_not_exists(#stamp) OR NOT attribute_type(#stamp, :string))";
-
-/// True where the attribute in the stamp's place still is what was seen.
-const SEEN: &str = "#stamp = :seen";
-
-enum Answer {
-    Done,
-    Found(Found),
-}
-
-enum Found {
-    Nothing,
-    Older,
-    /// An application's.
-    Unstamped(Item),
-    /// An application's: the attribute holds this, which sorts like a newer stamp but is none.
-    NotAStamp(String),
-    /// One of this very version.
-    Same(Stamp),
-    Newer(Image),
-}
-
-/// Names and values of an expression, the same for puts and deletes.
-trait Expressions {
-    fn alias(self, alias: &str, name: &str) -> Self;
-    fn value(self, name: &str, value: AttributeValue) -> Self;
-}
-
-macro_rules! expressions {
-    ($request:ty) => {
-        impl Expressions for $request {
-            fn alias(self, alias: &str, name: &str) -> Self {
-                self.expression_attribute_names(alias, name)
-            }
-            fn value(self, name: &str, value: AttributeValue) -> Self {
-                self.expression_attribute_values(name, value)
-            }
-        }
-    };
-}
-use expressions;
-
-expressions!(PutItemFluentBuilder);
-expressions!(DeleteItemFluentBuilder);

@@ -8,6 +8,7 @@
 //! an application's; the stream brings the change.
 
 use super::{Answer, Expect, Found, Peer, ROUNDS, StepError, contended};
+use crate::change::Image;
 use crate::item::{Item, Key};
 use crate::version::{Mark, Stamp, Version};
 
@@ -49,6 +50,8 @@ pub struct Seed<'a> {
     /// Whether the peer is a member of the source's group. There what a put created is seen by the member's own walker,
     /// which reads the ledger.
     pub group: bool,
+    /// Whether an item of ours that a change has put there may have another shape: [`Seeded::Stale`] tells of it.
+    pub shaped: bool,
 }
 
 /// What became of a seed.
@@ -62,6 +65,9 @@ pub enum Seeded {
     Unchanged,
     /// Something newer of ours is there.
     Newer,
+    /// Something newer of ours is there, with this stamp and other content: it may have an earlier shape. Never an item's
+    /// fate in the end.
+    Stale(Stamp),
     /// It was deleted at the source meanwhile.
     Deleted,
     /// An item that we did not write is there, with the same content. It is left alone: the next change takes its place.
@@ -82,7 +88,7 @@ impl Peer {
     /// # Errors
     /// Any failure but that of the condition; the step can be repeated.
     pub async fn seed(&self, seed: Seed<'_>, existing: OnExisting) -> Result<Seeded, StepError> {
-        let Seed { content, key, version, group } = seed;
+        let Seed { content, key, version, group, shaped } = seed;
         if group && self.tombstone(key).await?.is_some_and(|tombstone| tombstone > version) {
             return Ok(Seeded::Deleted);
         }
@@ -97,6 +103,14 @@ impl Peer {
             (expect, done) = match found {
                 Found::Nothing => (Expect::Absent, Seeded::Created),
                 Found::Older => (Expect::OlderStamp, Seeded::Updated),
+                Found::Newer(Image { stamp: Some(there), .. })
+                    if shaped
+                        && there.version.member == version.member
+                        && there.mark == Mark::Put
+                        && there.digest != stamp.digest =>
+                {
+                    return Ok(Seeded::Stale(there));
+                }
                 Found::Newer(_) => return Ok(Seeded::Newer),
                 Found::Same(_) if group => return Ok(Seeded::Unchanged),
                 // Perhaps of a worker that died before it read the ledger.
@@ -116,6 +130,20 @@ impl Peer {
             };
         }
         Err(contended())
+    }
+
+    /// Puts an item in the place of one of ours that may have an earlier shape, under the stamp's version, if it still is
+    /// what was `seen`. The content must have been read at the source, strongly, after that was: so the change that the
+    /// version stands for is in it, and any later one still comes.
+    ///
+    /// # Errors
+    /// Any failure but that of the condition; the step can be repeated.
+    pub async fn reshape(&self, content: &Item, seen: Stamp) -> Result<Seeded, StepError> {
+        let (text, expect) = (Stamp::of(content, seen.version).to_string(), Expect::Seen(seen.to_string()));
+        match self.send_put(content, &text, seen.version, &expect).await? {
+            Answer::Done => Ok(Seeded::Updated),
+            Answer::Found(_) => Ok(Seeded::Newer),
+        }
     }
 
     /// Reads the tombstone of a key whose item a seed may have brought back, and deletes it again when that is newer;

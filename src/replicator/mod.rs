@@ -6,23 +6,21 @@
 //! there are. Children of a shard that was read to its end are looked for at once, again and again until they are
 //! listed; whole listings are made by one worker of the route.
 
+mod listing;
 mod walking;
 
-use crate::config::Start;
 use crate::failure::{Action as Remedy, Class, Failure};
 use crate::lease::balance::{self, Scales};
 use crate::lease::fleet::{News, weight};
 use crate::lease::heart::Heart;
 use crate::lease::known::Known;
 use crate::lease::lister::Duty;
-use crate::lease::listing::{self, Change, Listed};
 use crate::lease::plan::{self, Action, Take, View};
 use crate::lease::row::Lease;
-use crate::lease::table::{Held, HeldError, LeaseTable, Rows};
+use crate::lease::table::{Held, LeaseTable};
 use crate::replicator::walking::{Begin, Walking};
 use crate::retry::{Pauses, Policy};
 use crate::route::Route;
-use crate::stream::graph::Shard;
 use crate::stream::list::Lister;
 use crate::task::Tasks;
 use crate::walker::End;
@@ -43,8 +41,6 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 const TAKE_AGAIN: Duration = Duration::from_secs(1);
 /// What happens within this is dealt with in one round.
 const TOGETHER: Duration = Duration::from_millis(20);
-/// After this long without children a finished shard is left to the ordinary listings.
-const LOOK_FOR: Duration = Duration::from_secs(30);
 /// All rows are read each list interval when there are few, and that more rarely when there are many: what changes
 /// is named by whoever changes it, so that this only finds what nobody could name.
 const ROWS_AT_LEISURE: u32 = 1000;
@@ -84,6 +80,9 @@ pub struct Replicator {
     /// When all rows are read again.
     all_at: Instant,
     duty: Duty,
+    /// Writes what the feeds have everything of, one at a time.
+    watermarks: Tasks<()>,
+    watermarks_at: Instant,
     /// How often the stream had been listed when that was last looked at.
     listings: u64,
     /// Shards that this worker finished, for some peer at least.
@@ -111,6 +110,8 @@ impl Replicator {
             wanted: News { all: true, ..News::default() },
             all_at: Instant::now(),
             duty: Duty::default(),
+            watermarks: Tasks::new(),
+            watermarks_at: Instant::now(),
             listings: 0,
             finished: BTreeSet::new(),
             childless: BTreeMap::new(),
@@ -126,6 +127,7 @@ impl Replicator {
     /// Runs until asked to drain, and until the walkers have drained. `first` is called after the first round
     /// that went well, once somebody has listed the stream.
     pub async fn run(mut self, first: impl FnOnce()) -> RunEnd {
+        self.parts.heart.joins(&self.parts.route.name);
         let mut first = Some(first);
         let mut end = RunEnd::Drained;
         while !self.parts.drain.is_cancelled() {
@@ -255,139 +257,6 @@ impl Replicator {
         if let Some((listings, disabled)) = listed.map(|row| (row.listings, row.disabled)) {
             self.listed(listings, !disabled);
         }
-        Ok(())
-    }
-
-    /// Somebody listed the stream.
-    fn listed(&mut self, listings: u64, enabled: bool) {
-        let route = &self.parts.route;
-        self.listings = listings;
-        route.board.listed(&route.name);
-        route.board.stream_is(&route.name, enabled);
-        if !enabled {
-            // Nothing comes after the last shards of a stream that is off.
-            self.childless.clear();
-        }
-    }
-
-    /// Lists the whole stream when that is this worker's to do, and due.
-    async fn list(&mut self) -> Result<(), Failure> {
-        let (route, leases) = (Arc::clone(&self.parts.route), self.parts.leases.clone());
-        let row = self.known.lister();
-        if self.duty.wants(row, self.parts.heart.worker(), &self.dead)
-            && let Some(row) = leases.take_lister(row).await?
-        {
-            self.duty.took(row);
-        }
-        if self.duty.due().is_none_or(|due| Instant::now() < due) {
-            return Ok(());
-        }
-        let listing = match self.parts.lister.all().await {
-            Ok(listing) => listing,
-            Err(failure) => {
-                let others = !self.parts.heart.living(&route.name).is_empty();
-                let pause = self.stream_failed(&failure);
-                return match self.duty.failed(pause, others) {
-                    Some(held) => self.ours(leases.leave_lister(&held).await),
-                    None => Ok(()),
-                };
-            }
-        };
-        self.listing_pauses.reset();
-        let unlisted_for = self.duty.unlisted_for(self.known.leases(), &listing.shards);
-        let marked = self.with_listed(&listing.shards, |listed| {
-            listing::added(listed).chain(listing::marked(listed, &unlisted_for)).collect()
-        });
-        self.change(marked).await?;
-        let pause = route.jitter.around(route.read.list_interval);
-        if let Some(row) = self.duty.listed(listing.enabled, &route.peer_names(), pause) {
-            self.listed(row.listings, listing.enabled);
-            let written = leases.listed(&row).await;
-            self.ours(written)?;
-            self.known.merge(&BTreeSet::new(), Rows { leases: Vec::new(), lister: Some(row) });
-        }
-        Ok(())
-    }
-
-    /// A change of the lister's row; that another worker has it now is no failure.
-    fn ours(&mut self, result: Result<(), HeldError>) -> Result<(), Failure> {
-        match result {
-            Ok(()) => Ok(()),
-            Err(HeldError::Lost) => {
-                self.duty.lost();
-                Ok(())
-            }
-            Err(HeldError::Call(failure)) => Err(failure),
-        }
-    }
-
-    async fn look_for_children(&mut self) -> Result<(), Failure> {
-        let known = &self.known;
-        self.childless.retain(|id, since| !known.has_child(id) && since.elapsed() < LOOK_FOR);
-        if self.childless.is_empty() {
-            self.look_again = LOOK_AGAIN;
-            return Ok(());
-        }
-        self.look_again = (self.look_again * 2).min(self.parts.route.read.list_interval);
-        for parent in self.childless.keys().cloned().collect::<Vec<_>>() {
-            match self.parts.lister.children(&parent).await {
-                Ok(found) => {
-                    let added = self.with_listed(&found.shards, |listed| listing::added(listed).collect());
-                    self.change(added).await?;
-                }
-                Err(failure) => {
-                    self.look_again = self.look_again.max(self.stream_failed(&failure));
-                    return Ok(());
-                }
-            }
-        }
-        let known = &self.known;
-        self.childless.retain(|id, _| !known.has_child(id));
-        Ok(())
-    }
-
-    fn with_listed<T>(&self, shards: &[Shard], decide: impl FnOnce(&Listed<'_>) -> T) -> T {
-        let route = &self.parts.route;
-        decide(&Listed {
-            leases: self.known.leases(),
-            shards,
-            peers: &route.peer_names(),
-            from_now: matches!(route.start, Start::Latest),
-            begun: route.begun,
-            now: route.clock.now(),
-        })
-    }
-
-    /// Changes rows, and reads them again.
-    async fn change(&mut self, changes: Vec<Change>) -> Result<(), Failure> {
-        if changes.is_empty() {
-            return Ok(());
-        }
-        let (mut calls, mut touched) = (Vec::<BoxFuture<'static, _>>::new(), BTreeSet::new());
-        for change in changes {
-            let leases = self.parts.leases.clone();
-            touched.insert(match &change {
-                Change::Add(row) => row.shard.clone(),
-                Change::Mark { shard, .. } | Change::Keep { shard, .. } => shard.clone(),
-            });
-            calls.push(Box::pin(async move {
-                match change {
-                    Change::Add(row) => Ok(leases.add(&row).await?.then_some(row.shard)),
-                    Change::Mark { shard, closed, gone } => {
-                        leases.mark(&shard, closed, gone).await.map(|()| None)
-                    }
-                    Change::Keep { shard, expires } => leases.keep(&shard, expires).await.map(|()| None),
-                }
-            }));
-        }
-        let results: Result<Vec<_>, Failure> = some_at_once(calls).await.into_iter().collect();
-        let added: Vec<String> = results?.into_iter().flatten().collect();
-        let name = &self.parts.route.name;
-        self.parts.heart.changed(name, added.iter().map(String::as_str));
-        let rows = self.parts.leases.get(&touched).await?;
-        self.known.merge(&touched, rows);
-        let dead = &self.dead;
-        self.known.watch(self.parts.heart.looked(), |owner| dead.contains(owner));
         Ok(())
     }
 
@@ -521,11 +390,6 @@ impl Replicator {
     fn failed(&mut self, failure: &Failure) -> Duration {
         let action = self.say(failure);
         self.pauses.next(action).unwrap_or(Policy::FOREVER.slow)
-    }
-
-    fn stream_failed(&mut self, failure: &Failure) -> Duration {
-        let action = self.say(failure);
-        self.listing_pauses.next(action).unwrap_or(Policy::FOREVER.slow)
     }
 
     fn say(&self, failure: &Failure) -> Remedy {

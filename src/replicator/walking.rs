@@ -1,8 +1,7 @@
 //! A shard that this worker walks, as its replicator holds it: who is in it, how busy it is, and how it leaves.
 
-use crate::lane::Position;
 use crate::lease::listing::KEPT;
-use crate::lease::plan::Take;
+use crate::lease::plan::{Start, Take};
 use crate::lease::table::{Held, HeldError};
 use crate::retry::{self, Policy};
 use crate::route::Route;
@@ -38,7 +37,7 @@ pub(super) struct Begin<'a> {
 pub(super) struct Walking {
     held: Held,
     peers: BTreeSet<String>,
-    joins: mpsc::Sender<(String, Position)>,
+    joins: mpsc::Sender<(String, Start)>,
     drain: CancellationToken,
     fence: CancellationToken,
     came: Option<Instant>,
@@ -56,7 +55,7 @@ struct Meter {
 /// Begins a walk: what the replicator keeps of it, and what it runs. The walk ends with `None` when it broke down.
 pub(super) fn begin(begin: Begin<'_>) -> (Walking, impl Future<Output = Option<End>> + Send + use<>) {
     let Begin { route, held, take, drain, fence, came, finished } = begin;
-    let (joins, joining) = mpsc::channel(route.peers.len().max(1));
+    let (joins, joining) = mpsc::channel(route.peer_names().len().max(1));
     let walking = Walking {
         held: held.clone(),
         peers: take.starts.keys().cloned().collect(),
@@ -135,7 +134,7 @@ impl Walking {
     }
 
     /// Lets another peer begin. A walk that ends meanwhile leaves it to whoever takes the shard next.
-    pub(super) fn join(&mut self, peer: String, start: Position) {
+    pub(super) fn join(&mut self, peer: String, start: Start) {
         if self.joins.try_send((peer.clone(), start)).is_ok() {
             self.peers.insert(peer);
         }

@@ -3,6 +3,8 @@
 //! A stream that was turned off and on is another stream, with a resource policy of its own, and what was written in
 //! between is in neither. The old one is read to its end first, while it lasts; then the route stops, or keeps the gap
 //! and goes on with the new one, as `on_gap` says.
+//!
+//! Of a route that has a way back, one of the two directions is walked at a time, from turn to turn of its cutover.
 
 use super::ServiceError;
 use crate::access::needs::READ_STREAM;
@@ -13,7 +15,8 @@ use crate::aws::Aws;
 use crate::clock::Clock;
 use crate::config::{self, Config, OnGap, Start};
 use crate::connect::Connector;
-use crate::control::Gates;
+use crate::control::{ControlRows, Gates};
+use crate::cutover::standing::{self, Walk};
 use crate::dead_letters::DeadLetters;
 use crate::failure::{Class, Failure};
 use crate::gaps::{Gap, Gaps};
@@ -25,8 +28,9 @@ use crate::memory::Memory;
 use crate::replicator::{Replicator, ReplicatorParts, RunEnd};
 use crate::retry::{self, Jitter, Policy};
 use crate::route::Route;
+use crate::shape::Shape;
 use crate::starts::{self, Begun};
-use crate::state::StateTable;
+use crate::state::{Row, StateTable};
 use crate::stream::list::Lister;
 use crate::telemetry::board::Board;
 use crate::telemetry::metrics::Metrics;
@@ -45,6 +49,8 @@ pub(super) struct Builder {
     pub(super) jitter: Jitter,
     /// What was found of the members, in their order.
     pub(super) found: Vec<Option<Found>>,
+    /// The shapes of routes that have one, by the routes' names.
+    pub(super) shapes: BTreeMap<String, Arc<Shape>>,
     /// DescribeStream calls, by source account.
     pub(super) budgets: BTreeMap<String, Arc<Rate>>,
     pub(super) heart: Arc<Heart>,
@@ -57,43 +63,123 @@ pub(super) struct Builder {
 pub(super) struct Followed {
     builder: Arc<Builder>,
     route: usize,
+    /// What it begins with; `None` when it is not its turn.
+    begins: Option<Begins>,
+}
+
+/// A route in one turn of its cutover: the only one where there is no way back.
+struct Begins {
+    walk: Walk,
     /// The stream's label.
     stream: String,
     replicator: Replicator,
+    /// Cancelled when the worker drains, or the turn is over.
+    over: CancellationToken,
 }
 
 impl Followed {
-    /// Runs until the worker drains. `first` is called once the route works.
+    /// Runs until the worker drains. `first` is called once the route works, or when it is not its turn.
     pub(super) async fn run(self, first: impl FnOnce()) {
-        let Self { builder, route, mut stream, mut replicator } = self;
+        let Self { builder, route, mut begins } = self;
         let mut first = Some(first);
-        loop {
-            let begun = || {
-                if let Some(first) = first.take() {
-                    first();
-                }
-            };
-            match replicator.run(begun).await {
-                RunEnd::Drained => return,
-                RunEnd::StreamEnded => {}
+        let mut begun = || {
+            if let Some(first) = first.take() {
+                first();
             }
-            let Some(next) = builder.next(route, &stream).await else { return };
-            let policy = Policy::FOREVER;
-            let build = || builder.replicator(route, &next);
-            let built = retry::run(policy, &builder.jitter, &builder.drain, |_, _| (), build).await;
-            let Ok(next_replicator) = built else { return };
-            (stream, replicator) = (next, next_replicator);
+        };
+        if builder.config.routes[route].pair().is_none() {
+            if let Some(begins) = begins {
+                builder.follow(route, begins, begun).await;
+            }
+            return;
+        }
+        let (name, mut rows) = (&builder.config.routes[route].name, builder.heart.controls());
+        while let Some(walk) = builder.turn(route, &mut rows, &mut begun).await {
+            let begin = || builder.begin(route, walk);
+            let ready = match begins.take().filter(|begins| begins.walk == walk) {
+                Some(ready) => Ok(ready),
+                None => retry::run(Policy::FOREVER, &builder.jitter, &builder.drain, |_, _| (), begin).await,
+            };
+            let Ok(ready) = ready else { return };
+            builder.board.expects(name, builder.config.read.list_interval);
+            let over = ready.over.clone();
+            let ends = async {
+                while builder.walk(route, &rows) == Some(walk) && rows.changed().await.is_ok() {}
+                over.cancel();
+                std::future::pending::<()>().await;
+            };
+            tokio::select! {
+                () = builder.follow(route, ready, &mut begun) => {}
+                () = ends => {}
+            }
+            builder.board.forgets(name);
         }
     }
 }
 
 impl Builder {
+    /// How a route is walked, by the controls that were seen last; `None` when it is not its turn.
+    fn walk(&self, route: usize, rows: &ControlRows) -> Option<Walk> {
+        let rows = rows.borrow();
+        standing::walk(&self.config.routes[route], rows.as_deref()?)
+    }
+
+    /// Waits until it is the route's turn; `None` when the worker drains. `waits` is called when it is not yet.
+    async fn turn(&self, route: usize, rows: &mut ControlRows, waits: &mut impl FnMut()) -> Option<Walk> {
+        loop {
+            if self.drain.is_cancelled() {
+                return None;
+            }
+            let known = rows.borrow_and_update().is_some();
+            if let Some(walk) = self.walk(route, rows) {
+                return Some(walk);
+            }
+            if known {
+                waits();
+            }
+            tokio::select! {
+                biased;
+                () = self.drain.cancelled() => return None,
+                changed = rows.changed() => changed.ok()?,
+            }
+        }
+    }
+
+    /// Follows the route's source from one stream to the next, until its turn is over.
+    async fn follow(&self, route: usize, begins: Begins, mut begun: impl FnMut()) {
+        let Begins { walk, mut stream, mut replicator, over } = begins;
+        loop {
+            match replicator.run(&mut begun).await {
+                RunEnd::Drained => return,
+                RunEnd::StreamEnded => {}
+            }
+            let Some(next) = self.next(route, &stream, &over).await else { return };
+            let build = || self.replicator(route, &next, walk, over.clone());
+            let built = retry::run(Policy::FOREVER, &self.jitter, &over, |_, _| (), build).await;
+            let Ok(next_replicator) = built else { return };
+            (stream, replicator) = (next, next_replicator);
+        }
+    }
+
+    /// A route at the beginning of a later turn, which was pinned to a stream.
+    async fn begin(&self, route: usize, walk: Walk) -> Result<Begins, Failure> {
+        let config = &self.config.routes[route];
+        let latest = || self.latest(config).map(|stream| stream.label.clone()).unwrap_or_default();
+        let stream = starts::newest(&self.state, &config.name).await?.unwrap_or_else(latest);
+        let over = self.drain.child_token();
+        let replicator = self.replicator(route, &stream, walk, over.clone()).await?;
+        Ok(Begins { walk, stream, replicator, over })
+    }
+
     /// A route, with the stream to begin with: the one that it read before, as long as that has something left.
     ///
     /// # Errors
     /// The state table's failures, and [`ServiceError::NewStream`].
-    pub(super) async fn route(self: Arc<Self>, route: usize) -> Result<Followed, ServiceError> {
+    pub(super) async fn route(self: Arc<Self>, route: usize, rows: &[Row]) -> Result<Followed, ServiceError> {
         let config = &self.config.routes[route];
+        let Some(walk) = standing::walk(config, rows) else {
+            return Ok(Followed { builder: self, route, begins: None });
+        };
         let latest = self.latest(config)?.label.clone();
         let begun = || starts::begun(&self.state, self.clock, &config.name, &latest);
         let begun = self.patiently(begun).await?;
@@ -111,8 +197,10 @@ impl Builder {
                 passed.ok_or_else(|| self.between(config, &old, &latest))?;
             }
         }
-        let replicator = self.patiently(|| self.replicator(route, &stream)).await?;
-        Ok(Followed { builder: self, route, stream, replicator })
+        let over = self.drain.child_token();
+        let replicator = self.patiently(|| self.replicator(route, &stream, walk, over.clone())).await?;
+        let begins = Some(Begins { walk, stream, replicator, over });
+        Ok(Followed { builder: self, route, begins })
     }
 
     /// Tries a step of the start for as long as a start is patient.
@@ -153,12 +241,11 @@ impl Builder {
             _ => {}
         }
         let leases = self.leases(route, label).load().await?.leases;
-        let peers = || route.to.iter().map(|index| self.config.members[*index].name.as_str());
-        Ok(!leases.iter().all(|lease| lease.done_for(peers())))
+        Ok(!leases.iter().all(|lease| lease.done_for(self.config.destinations(route))))
     }
 
-    /// Waits for the stream that follows `old`, and for leave to go on with it; `None` when the worker drains.
-    async fn next(&self, route: usize, old: &str) -> Option<String> {
+    /// Waits for the stream that follows `old`, and for leave to go on with it; `None` when the turn is over.
+    async fn next(&self, route: usize, old: &str, over: &CancellationToken) -> Option<String> {
         let route = &self.config.routes[route];
         let mut said = None;
         loop {
@@ -173,7 +260,7 @@ impl Builder {
                     }
                 }
             }
-            if !retry::pause(self.jitter.around(self.config.read.list_interval), &self.drain).await {
+            if !retry::pause(self.jitter.around(self.config.read.list_interval), over).await {
                 return None;
             }
         }
@@ -217,8 +304,13 @@ impl Builder {
         if route.on_gap == OnGap::Stop {
             return Ok(None);
         }
-        let gap =
-            Gap { shard: format!("stream {old}"), after: "its last shards".to_owned(), from: None, to: None };
+        let gap = Gap {
+            shard: format!("stream {old}"),
+            after: "its last shards".to_owned(),
+            from: None,
+            to: None,
+            peers: Vec::new(),
+        };
         let why = self.between(route, old, new);
         tracing::error!(route = route.name, on_gap = ?route.on_gap, "DATA MAY BE MISSING at the peers: {why}");
         if Gaps::new(self.state.clone(), self.clock).keep(&route.name, &gap).await? {
@@ -238,8 +330,16 @@ impl Builder {
     }
 
     /// What reads one stream of a route's source.
-    async fn replicator(&self, index: usize, label: &str) -> Result<Replicator, Failure> {
+    async fn replicator(
+        &self,
+        index: usize,
+        label: &str,
+        walk: Walk,
+        over: CancellationToken,
+    ) -> Result<Replicator, Failure> {
         let route = &self.config.routes[index];
+        // A turn begins with what is written from its pin on.
+        let start = if walk.turn == 0 { route.start } else { Start::Latest };
         let source = &self.config.members[route.from];
         let connector = Connector {
             config: &self.config,
@@ -263,16 +363,21 @@ impl Builder {
             None => None,
         };
         // Every peer of every route gets an equal part, so that one that is down fills its own and nobody else's.
-        let lanes: usize = self.config.routes.iter().map(|route| route.to.len()).sum();
+        let lanes = self.config.lanes().count();
         let part = (self.config.read.memory_mb as usize) * (1 << 20) / lanes.max(1);
-        let memory = peers.iter().map(|_| Memory::new(part)).collect();
+        let mut feeds = Vec::new();
+        for index in &route.feeds {
+            feeds.push(Arc::new(connector.feed(route, &self.config.feeds[*index]).await?));
+        }
+        let memory = (0..peers.len() + feeds.len()).map(|_| Memory::new(part)).collect();
         let begun = starts::begun(&self.state, self.clock, &route.name, label).await?;
-        let not_before = match route.start {
+        let not_before = match start {
             Start::TrimHorizon => None,
             Start::Latest => Some(begun.at - starts::MARGIN),
             // Records have whole seconds.
             Start::At(time) => Some(starts::whole_seconds(time)),
         };
+        let shape = self.shapes.get(&route.name).map(Arc::clone);
         let resolved = Route {
             name: route.name.as_str().into(),
             member: source.number,
@@ -280,10 +385,12 @@ impl Builder {
             stream: self.arn(route, label).into(),
             group,
             peers,
+            feeds,
             memory,
             stamp: route.stamp.as_str().into(),
-            rules: Rules { ttl_deletes: route.ttl_deletes, not_before },
-            start: route.start,
+            rules: Rules { ttl_deletes: route.ttl_deletes, not_before, shape },
+            start,
+            floor: walk.floor,
             begun: begun.at,
             on_gap: route.on_gap,
             max_drift: route.max_clock_drift,
@@ -301,7 +408,7 @@ impl Builder {
             lister: self.lister(route, label).await,
             leases: self.leases(route, label),
             heart: Arc::clone(&self.heart),
-            drain: self.drain.clone(),
+            drain: over,
         }))
     }
 }

@@ -5,19 +5,22 @@
 mod follow;
 
 use crate::access::finding::Findings;
-use crate::access::preflight::Preflight;
+use crate::access::preflight::{Found, Preflight};
 use crate::aws::{Aws, Base};
 use crate::clock::Clock;
 use crate::config::{self, Config};
 use crate::control::{Controls, Gates, Keeper};
+use crate::cutover::standing::walk;
 use crate::failure::Failure;
 use crate::gaps::Gaps;
 use crate::lease::heart::Heart;
 use crate::ledger::Ledger;
 use crate::limit::Rate;
 use crate::loss::TimeToLoss;
+use crate::members::Members;
 use crate::numbers::{self, NumberError};
 use crate::retry::{self, GaveUp, Jitter, Policy};
+use crate::shape::{Shape, accepted};
 use crate::state::{StateError, StateTable};
 use crate::tables::{Watch, Watched};
 use crate::task::Tasks;
@@ -73,11 +76,19 @@ pub enum ServiceError {
     /// The metrics.
     #[error("metrics: {0}")]
     Metrics(#[from] prometheus::Error),
+    /// A route's shape does not fit its source.
+    #[error("the shape of route {route} does not fit: {why}")]
+    Shape {
+        /// The route.
+        route: String,
+        /// Why.
+        why: String,
+    },
     /// The source's stream is not the one that the route read before.
     #[error(
         "route {route}: the stream of {member} was turned off and on: it was {old} and is {new} now; what the old one \
-         still held, and what was written while it was off, is not in the new one. Compare the members, copy what \
-         differs, and start with on_gap = \"continue\" to go on with the new stream"
+         still held, and what was written while it was off, is not in the new one. Start with on_gap = \
+         \"continue\" to go on with the new stream; then mend what was lost: shardwalker verify, --repair"
     )]
     NewStream {
         /// The route.
@@ -146,12 +157,16 @@ impl Service {
                     .map_err(|source| ServiceError::Listen { address, source })?,
             ),
         };
-        let preflight = Preflight { config: &config, aws: &aws, jitter: &jitter, cancel: &drain };
-        let found = Box::pin(preflight.run()).await?;
+        let preflight = Preflight::new(&config, &aws, &jitter, &drain);
+        let patient = Policy::for_at_most(config.access_patience);
+        let load = || Members::load(&state, &config);
+        let members = retry::run(patient, &jitter, &drain, |_, _| (), load).await?;
+        let found = Box::pin(preflight.start(&members.known(&config))).await?;
         if drain.is_cancelled() {
             return Err(ServiceError::Stopped);
         }
-        let patient = Policy::for_at_most(config.access_patience);
+        let keep = || members.keep(&state, &config, &found);
+        retry::run(patient, &jitter, &drain, |_, _| (), keep).await?;
         for group in &config.groups {
             let claim = || numbers::claim(&state, options.clock, &config, group);
             Box::pin(retry::run(patient, &jitter, &drain, |_, _| (), claim)).await??;
@@ -167,9 +182,20 @@ impl Service {
         ));
         heart.publishes(board.clone());
         let controls = Controls::new(state.clone(), options.clock);
-        let (gates, keeper) = Gates::new(config.lanes(), controls.clone());
+        let shapes = shapes(&config, &found)?;
+        let expected = accepted::expected(&config, |route| Some(shapes.get(route)?.identity()));
+        let claim = || accepted::claim(&state, options.clock, &expected);
+        Box::pin(retry::run(patient, &jitter, &drain, |_, _| (), claim)).await?;
+        let (gates, keeper) = Gates::new(config.lanes(), expected, controls.clone());
         let rows = retry::run(patient, &jitter, &drain, |_, _| (), || controls.rows()).await;
-        gates.apply(&rows.map_err(ServiceError::from)?);
+        let rows = rows.map_err(ServiceError::from)?;
+        gates.apply(&rows);
+        heart.obeys(gates.clone());
+        for (route, peer, pause) in gates.all() {
+            if let Some(pause) = pause.filter(|pause| pause.by == accepted::SHAPE) {
+                tracing::error!(route, peer, "NOTHING IS WRITTEN to this peer: {}", pause.why);
+            }
+        }
         board.has(gates.clone(), options.clock);
         let watch = Watch {
             tables: watched(&config, &aws).await,
@@ -185,7 +211,9 @@ impl Service {
         for route in &config.routes {
             let account = config.members[route.from].arn.account.clone();
             budgets.entry(account).or_insert_with(|| Arc::new(Rate::new(rate)));
-            board.expects(&route.name, config.read.list_interval);
+            if walk(route, &rows).is_some() {
+                board.expects(&route.name, config.read.list_interval);
+            }
         }
         let config = Arc::new(config);
         let builder = Arc::new(Builder {
@@ -197,6 +225,7 @@ impl Service {
             clock: options.clock,
             jitter: jitter.clone(),
             found,
+            shapes,
             budgets,
             heart: Arc::clone(&heart),
             metrics: metrics.clone(),
@@ -205,7 +234,7 @@ impl Service {
         });
         let mut routes = Vec::new();
         for route in 0..config.routes.len() {
-            routes.push(Box::pin(Arc::clone(&builder).route(route)).await?);
+            routes.push(Box::pin(Arc::clone(&builder).route(route, &rows)).await?);
         }
         let clock = options.clock;
         Ok(Self { config, heart, keeper, watch, clock, jitter, routes, board, metrics, admin, drain })
@@ -278,7 +307,7 @@ impl Service {
         let beating = Arc::clone(&heart);
         let stop = stop_heart.clone();
         helpers.spawn(async move { beating.run(stop).await });
-        helpers.spawn(keeper.run(heart.controls(), jitter.clone(), stop_heart.clone()));
+        helpers.spawn(keeper.run(jitter.clone(), stop_heart.clone()));
         let loss = TimeToLoss::new(board.clone(), metrics.clone(), clock);
         helpers.spawn(loss.run(stop_heart.clone()));
         helpers.spawn(watch.run(stop_heart.clone()));
@@ -305,6 +334,21 @@ impl Service {
         }
         in_time.map_err(|_| ServiceError::Grace(config.grace))
     }
+}
+
+/// The shapes of the routes that have one, by their names.
+fn shapes(config: &Config, found: &[Option<Found>]) -> Result<BTreeMap<String, Arc<Shape>>, ServiceError> {
+    let mut shapes = BTreeMap::new();
+    for route in &config.routes {
+        let source = found.get(route.from).and_then(Option::as_ref);
+        let (Some(shape), Some(source)) = (&route.shape, source) else { continue };
+        let fitted = Shape::fit(shape, &source.keys).map_err(|wrong| {
+            let (route, why) = (route.name.clone(), wrong.join("; "));
+            ServiceError::Shape { route, why }
+        })?;
+        shapes.insert(route.name.clone(), Arc::new(fitted));
+    }
+    Ok(shapes)
 }
 
 /// The tables of all routes' members.

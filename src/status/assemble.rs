@@ -3,8 +3,9 @@
 use super::{Checkpoint, Look, Peer, Problem, Route, RouteLook, Shard, Status, Worker};
 use crate::control::{GUARD, Scope};
 use crate::loss;
+use crate::shape::accepted::SHAPE;
 use crate::stream::graph;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime};
 
 /// What a look means. `moved` are the workers whose counters were seen to move, which live whatever their age;
@@ -50,7 +51,14 @@ impl View<'_> {
             self.route.leases.iter().filter(|lease| !done(lease)).map(|l| self.shard(l)).collect();
         let peers = self.route.peers.iter().map(|peer| (peer.clone(), self.peer(peer))).collect();
         let (gaps, backfills) = (self.route.gaps.clone(), self.route.backfills.clone());
-        Route { done: self.route.leases.len() - shards.len(), shards, peers, gaps, backfills }
+        Route {
+            idle: self.route.idle,
+            done: self.route.leases.len() - shards.len(),
+            shards,
+            peers,
+            gaps,
+            backfills,
+        }
     }
 
     fn lives(&self, worker: &str) -> bool {
@@ -119,16 +127,21 @@ impl View<'_> {
     fn problems(&self, route: &Route) -> Vec<Problem> {
         let name = self.name;
         let mut problems = Vec::new();
+        if route.idle {
+            return problems;
+        }
         let mut problem = |what: String, remedy: String| problems.push(Problem { what, remedy });
         for gap in route.gaps.iter().filter(|gap| gap.settled.is_none()) {
+            let whose =
+                if gap.peers.is_empty() { String::new() } else { format!(" for {}", gap.peers.join(", ")) };
             problem(
                 format!(
-                    "route {name}: records of {} after {}, created between {} and {}, were lost unread",
+                    "route {name}: records of {} after {}, created between {} and {}, were lost unread{whose}",
                     gap.shard, gap.after, gap.from, gap.to
                 ),
                 format!(
-                    "compare the members and copy what differs; to read on where the shard stopped, set on_gap = \
-                     \"continue\" and restart; then: shardwalker status --settle-gaps {name}"
+                    "to read on where the shard stopped, set on_gap = \"continue\" and restart; then mend what was \
+                     lost: shardwalker verify, --repair; then: shardwalker status --settle-gaps {name}"
                 ),
             );
         }
@@ -140,6 +153,14 @@ impl View<'_> {
                     "mend the cause and restart the worker that holds it (docs/operations.md)".to_owned(),
                 );
             }
+        }
+        let troubles: BTreeSet<(&String, &String)> = (self.look.workers.iter())
+            .filter(|(worker, _)| self.lives(worker))
+            .filter_map(|(worker, row)| Some((row.progress.get(name)?.trouble.as_ref()?, worker)))
+            .collect();
+        for (trouble, worker) in troubles {
+            let remedy = "mend the cause; nothing more comes until then (docs/operations.md)".to_owned();
+            problem(format!("route {name}: {trouble}, says worker {worker}"), remedy);
         }
         let unheld =
             route.shards.iter().filter(|shard| !shard.owner.as_ref().is_some_and(|owner| self.lives(owner)));
@@ -180,6 +201,13 @@ impl View<'_> {
                 let what = format!("route {name}, peer {peer}: {pause}");
                 problem(what, format!("look at the source; then: shardwalker resume {name}"));
             }
+            if let Some(pause) = status.paused.as_ref().filter(|pause| pause.by == SHAPE) {
+                let what = format!("route {name}, peer {peer}: nothing is written: {}", pause.why);
+                problem(
+                    what,
+                    format!("shardwalker backfill {name} --restart, or: shardwalker shape accept {name}"),
+                );
+            }
         }
         problems
     }
@@ -218,7 +246,7 @@ mod tests {
     fn worker(beat: u64, oldest: Option<u64>, lanes: u64) -> WorkerRow {
         let peer = PeerProgress { oldest: oldest.map(at), pending: 3, lanes };
         let peers = BTreeMap::from([("b".to_owned(), peer)]);
-        let route = RouteProgress { peers, stopped: BTreeMap::new() };
+        let route = RouteProgress { peers, ..RouteProgress::default() };
         let progress = BTreeMap::from([("copy".to_owned(), route)]);
         WorkerRow { counter: 1, beat: at(beat), progress, backfill: false }
     }
@@ -241,6 +269,16 @@ mod tests {
 
     fn problems(look: &Look) -> Vec<String> {
         assemble(look, &[], LEASE).problems.into_iter().map(|problem| problem.what).collect()
+    }
+
+    #[test]
+    fn what_stands_against_a_route_needs_an_operator_while_its_worker_lives() {
+        let mut look = fine();
+        let told = look.workers.get_mut("w").unwrap().progress.get_mut("copy").unwrap();
+        told.trouble = Some("the stream is off".to_owned());
+        assert_eq!(problems(&look), ["route copy: the stream is off, says worker w"]);
+        look.workers.get_mut("w").unwrap().beat = at(5000);
+        assert!(!problems(&look).iter().any(|problem| problem.contains("the stream is off")));
     }
 
     #[test]
@@ -289,6 +327,7 @@ mod tests {
             table: "id".to_owned(),
             peers: std::collections::BTreeMap::new(),
             stream: "label".to_owned(),
+            shape: String::new(),
             segments: 2,
             existing: OnExisting::Fail,
             items: 10,
@@ -334,7 +373,15 @@ mod tests {
             let text = |text: &str| text.to_owned();
             let settled = settled.map(str::to_owned);
             let (shard, after, found) = (text("s1"), text("5"), text("now"));
-            Gap { shard, after, from: text("then"), to: text("now"), found, settled }
+            Gap {
+                shard,
+                after,
+                from: text("then"),
+                to: text("now"),
+                peers: vec![text("b"), text("c")],
+                found,
+                settled,
+            }
         };
         route.gaps = vec![gap(None), gap(Some("by me"))];
         route.dead_letters.insert("b".to_owned(), DeadLetters { keys: 2, refused: 2, behind: 5 });
@@ -345,7 +392,7 @@ mod tests {
         assert_eq!(
             problems(&look),
             [
-                "route copy: records of s1 after 5, created between then and now, were lost unread",
+                "route copy: records of s1 after 5, created between then and now, were lost unread for b, c",
                 "route copy: shard s1 stopped: a record that cannot be decoded",
                 "route copy, peer b: 7 dead letters of 2 keys",
                 "route copy, peer b: paused since s by guard: x",

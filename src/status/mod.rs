@@ -13,9 +13,11 @@ pub mod progress;
 
 mod assemble;
 mod reader;
+mod wait;
 
 pub use assemble::assemble;
 pub use reader::{LeaseRow, Look, Reader, RouteLook, WorkerRow};
+pub use wait::moved;
 
 use crate::backfill::Picture;
 use crate::control::Pause;
@@ -49,6 +51,8 @@ pub struct Worker {
 /// A route.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Route {
+    /// Whether it is not walked: writers are at the other side of its cutover, or it is finished.
+    pub idle: bool,
     /// Shards that are not done at every peer.
     pub shards: Vec<Shard>,
     /// Shards that are done at every peer, and still remembered.
@@ -124,6 +128,8 @@ pub struct Gap {
     pub from: String,
     /// When the first one that was left was created.
     pub to: String,
+    /// The peers and feeds that lack the records, in order; none when it is all of the route.
+    pub peers: Vec<String>,
     /// When the gap was found.
     pub found: String,
     /// When an operator settled it, and who.
@@ -140,10 +146,11 @@ pub struct Problem {
 }
 
 impl Status {
-    /// Whether every peer of every route has all that its stream has.
+    /// Whether every peer of every route that is walked has all that its stream has.
     #[must_use]
     pub fn caught_up(&self) -> bool {
-        self.routes.values().flat_map(|route| route.peers.values()).all(|peer| peer.caught_up)
+        let walked = self.routes.values().filter(|route| !route.idle);
+        walked.flat_map(|route| route.peers.values()).all(|peer| peer.caught_up)
     }
 
     /// Whether there is a backfill, and all of them are done.

@@ -3,7 +3,7 @@
 //! Owns the form of that attribute, both ways. Reading is lenient: a worker of another version may leave
 //! something out or say more, and what it says is for people, never for correctness.
 
-use crate::state::{Row, get_number, number, text};
+use crate::state::{Row, get_number, get_text, number, text};
 use aws_sdk_dynamodb::types::AttributeValue;
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -20,6 +20,8 @@ pub struct RouteProgress {
     pub peers: BTreeMap<String, PeerProgress>,
     /// Shards that wait for an operator, and why; at most [`STOPPED_NAMED`], the first by their ids.
     pub stopped: BTreeMap<String, String>,
+    /// What stands against all of it.
+    pub trouble: Option<String>,
 }
 
 /// How far one peer is, over all shards of this worker.
@@ -63,13 +65,15 @@ pub fn from_row(row: &Row) -> BTreeMap<String, RouteProgress> {
 fn route_value(progress: &RouteProgress) -> AttributeValue {
     let peers = progress.peers.iter().map(|(name, peer)| (name.clone(), peer_value(peer))).collect();
     let stopped = progress.stopped.iter().take(STOPPED_NAMED);
-    AttributeValue::M(HashMap::from([
+    let stopped = stopped.map(|(shard, why)| (shard.clone(), text(why))).collect();
+    let mut fields = HashMap::from([
         ("peers".to_owned(), AttributeValue::M(peers)),
-        (
-            "stopped".to_owned(),
-            AttributeValue::M(stopped.map(|(shard, why)| (shard.clone(), text(why))).collect()),
-        ),
-    ]))
+        ("stopped".to_owned(), AttributeValue::M(stopped)),
+    ]);
+    if let Some(trouble) = &progress.trouble {
+        fields.insert("trouble".to_owned(), text(trouble));
+    }
+    AttributeValue::M(fields)
 }
 
 fn peer_value(peer: &PeerProgress) -> AttributeValue {
@@ -91,6 +95,7 @@ fn route(value: &AttributeValue) -> Option<RouteProgress> {
     Some(RouteProgress {
         peers: peers.filter_map(|(name, value)| Some((name.clone(), peer(value)?))).collect(),
         stopped: stopped.filter_map(|(shard, why)| Some((shard.clone(), why.as_s().ok()?.clone()))).collect(),
+        trouble: get_text(fields, "trouble").map(str::to_owned),
     })
 }
 
@@ -121,6 +126,7 @@ mod tests {
         let copy = RouteProgress {
             peers: BTreeMap::from([("b".to_owned(), behind), ("c".to_owned(), caught_up)]),
             stopped: BTreeMap::from([("shardId-1".to_owned(), "a gap".to_owned())]),
+            trouble: Some("the stream is off".to_owned()),
         };
         BTreeMap::from([("copy".to_owned(), copy), ("idle".to_owned(), RouteProgress::default())])
     }

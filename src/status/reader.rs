@@ -4,12 +4,14 @@ use crate::backfill::{Picture, rows};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::control::{self, Pause, Scope};
+use crate::cutover::standing::walk;
 use crate::dead_letters::{self, DeadLetters};
 use crate::failure::Failure;
 use crate::gaps::Gaps;
 use crate::lease::fleet::FLEET;
 use crate::lease::heart::BACKFILL;
 use crate::lease::row::{self, PeerPosition};
+use crate::shape::accepted::expected;
 use crate::starts;
 use crate::state::{EXPIRES, Row, SK, StateTable, get_number, get_text};
 use crate::status::progress::{self, RouteProgress};
@@ -46,6 +48,8 @@ pub struct LeaseRow {
 /// What is known of one route.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct RouteLook {
+    /// Whether it is not walked now.
+    pub idle: bool,
     /// Its peers, in the order of the config.
     pub peers: Vec<String>,
     /// The leases on its stream.
@@ -98,13 +102,17 @@ impl Reader<'_> {
         };
         let mut routes = BTreeMap::new();
         for route in &self.config.routes {
-            let peers = route.to.iter().map(|index| self.config.members[*index].name.clone()).collect();
-            routes.insert(route.name.clone(), self.route(&route.name, peers).await?);
+            let peers = self.config.destinations(route).map(str::to_owned).collect();
+            let look = match walk(route, &rows) {
+                Some(_) => self.route(&route.name, peers).await?,
+                None => RouteLook { idle: true, peers, ..RouteLook::default() },
+            };
+            routes.insert(route.name.clone(), look);
         }
         Ok(Look {
             now: self.clock.now(),
             workers: rows.iter().filter_map(worker).collect(),
-            pauses: control::pauses(&rows),
+            pauses: control::closed(&rows, &expected(self.config, |_| None)),
             routes,
         })
     }
@@ -133,6 +141,6 @@ impl Reader<'_> {
         let now = self.clock.now();
         let backfills = rows::list(&self.state, name).await?;
         let backfills = backfills.iter().map(|known| Picture::of(name, known, now)).collect();
-        Ok(RouteLook { peers, leases, gaps, dead_letters, backfills })
+        Ok(RouteLook { idle: false, peers, leases, gaps, dead_letters, backfills })
     }
 }

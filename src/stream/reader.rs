@@ -6,6 +6,7 @@
 
 use crate::change::{Change, DecodeError, SequenceNumber};
 use crate::failure::{Action, Class, Failure, TIMEOUT};
+use crate::memory;
 use crate::stream::wire::{self, Unreadable};
 use aws_sdk_dynamodbstreams::Client;
 use aws_sdk_dynamodbstreams::types::ShardIteratorType;
@@ -65,7 +66,8 @@ pub struct Reader {
     place: Place,
     iterator: Option<String>,
     /// Records asked for at most. An endpoint that cannot give a whole page in a request's time limit would never
-    /// give the next one either: the page is halved until it comes.
+    /// give the next one either: the page is halved until it comes. Of items that take far more memory than bytes
+    /// on the way, such as those of many small attributes, so many are asked for as fit.
     limit: i32,
 }
 
@@ -113,9 +115,12 @@ impl Reader {
                 return Err(ReadError::Call(failure));
             }
         };
-        self.limit = (self.limit + SMALLEST_PAGE).min(PAGE);
         let decoded = page.records.into_iter().map(|record| Change::decode(record, &self.stamp));
         let changes: Vec<Change> = decoded.collect::<Result<_, _>>()?;
+        let bytes: usize = changes.iter().map(|change| change.size).sum();
+        let fitting = (bytes > memory::PAGE).then(|| changes.len() * memory::PAGE / bytes);
+        let fitting = fitting.and_then(|records| i32::try_from(records).ok()).unwrap_or(PAGE);
+        self.limit = (self.limit + SMALLEST_PAGE).min(fitting).clamp(SMALLEST_PAGE, PAGE);
         if let Some(last) = changes.last() {
             self.place = Place::After(last.sequence.clone());
         }

@@ -58,8 +58,6 @@ pub struct Body {
     pub old_image: Option<Item>,
     /// The place in the shard.
     pub sequence_number: Option<String>,
-    /// The encoded size of what the record holds.
-    pub size_bytes: Option<u64>,
     /// Which images the stream gives.
     pub stream_view_type: Option<String>,
 }
@@ -173,7 +171,7 @@ mod tests {
         assert_eq!(page.next_shard_iterator.as_deref(), Some("next"));
         assert_eq!(record.event_name.as_deref(), Some("INSERT"));
         assert_eq!(record.user_identity.as_ref().unwrap().kind.as_deref(), Some("Service"));
-        assert_eq!((body.approximate_creation_date_time, body.size_bytes), (Some(1.8e9), Some(26)));
+        assert_eq!(body.approximate_creation_date_time, Some(1.8e9));
         assert_eq!(body.new_image.as_ref().unwrap().0.len(), 2);
         assert!(body.old_image.is_none());
         assert_eq!(serde_json::from_str::<Page>("{}").unwrap(), Page::default());

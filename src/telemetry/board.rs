@@ -90,6 +90,8 @@ struct LaneInner {
     held_said: Option<Instant>,
     /// Whether a second reader feeds it.
     behind: bool,
+    /// It gets no more pages, and waits for an operator.
+    stopped: bool,
 }
 
 /// A trouble that lasts is said again after this long.
@@ -174,6 +176,11 @@ impl Board {
         entry(&mut lock(&self.shared), route).interval = interval;
     }
 
+    /// A route is not worked on any more.
+    pub fn forgets(&self, route: &str) {
+        lock(&self.shared).routes.remove(route);
+    }
+
     /// Whether a route's stream takes records.
     pub fn stream_is(&self, route: &str, on: bool) {
         let mut shared = lock(&self.shared);
@@ -181,8 +188,8 @@ impl Board {
         if !on && !entry.off {
             tracing::error!(
                 route,
-                "the source's stream was turned off: nothing more will come; turn it on again, allow the new \
-                 stream in its own resource policy, and restart"
+                "the source's stream was turned off: nothing more will come; turn it on again, and allow the new \
+                 stream in its own resource policy"
             );
         }
         entry.off = !on;
@@ -241,14 +248,8 @@ impl Board {
             paused.push(line);
         }
         for (name, route) in &shared.routes {
-            if route.listed.elapsed() > stall_after.max(3 * route.interval) {
-                let why = route.trouble.as_deref().unwrap_or("unknown cause");
-                let seconds = route.listed.elapsed().as_secs();
-                problems.push(format!("route {name}: its shards were last listed {seconds} s ago: {why}"));
-            }
-            if route.off {
-                problems.push(format!("route {name}: the source's stream was turned off"));
-            }
+            problems.extend(route.stale(stall_after).map(|why| format!("route {name}: {why}")));
+            problems.extend(route.is_off().map(|why| format!("route {name}: {why}")));
             let shards = route.shards.iter().map(|(shard, status)| {
                 (shard.clone(), status.picture(name, shard, stall_after, gates, &mut problems))
             });
@@ -265,7 +266,7 @@ impl Board {
         let shared = lock(&self.shared);
         let mut routes = BTreeMap::new();
         for (name, route) in &shared.routes {
-            let mut progress = RouteProgress::default();
+            let mut progress = RouteProgress { trouble: route.trouble(), ..RouteProgress::default() };
             for (shard, status) in &route.shards {
                 status.progress(shard, since, &mut progress);
             }
@@ -280,6 +281,25 @@ impl Board {
         let shared = lock(&self.shared);
         let gates = shared.controls.iter().flat_map(|(gates, _)| gates.all());
         gates.map(|(route, peer, pause)| (route.to_owned(), peer.to_owned(), pause)).collect()
+    }
+}
+
+impl RouteEntry {
+    /// That its shards were not listed for too long, and for longer than `least`.
+    fn stale(&self, least: Duration) -> Option<String> {
+        let since = self.listed.elapsed();
+        let why = self.trouble.as_deref().unwrap_or("unknown cause");
+        (since > least.max(3 * self.interval))
+            .then(|| format!("its shards were last listed {} s ago: {why}", since.as_secs()))
+    }
+
+    fn is_off(&self) -> Option<String> {
+        self.off.then(|| "the source's stream was turned off".to_owned())
+    }
+
+    /// What stands against all of it, as others are told.
+    fn trouble(&self) -> Option<String> {
+        self.is_off().or_else(|| self.stale(SAY_AGAIN))
     }
 }
 
@@ -299,6 +319,7 @@ impl ShardStatus {
             held: None,
             held_said: None,
             behind: false,
+            stopped: false,
         };
         let lane = Arc::new(LaneStatus { peer: peer.to_owned(), inner: Mutex::new(inner) });
         lock(&self.lanes).push(Arc::clone(&lane));
@@ -371,6 +392,7 @@ impl ShardStatus {
         for lane in &*lock(&self.lanes) {
             let lane_inner = lock(&lane.inner);
             let oldest = match (lane_inner.pending, at_tip) {
+                (0, _) if lane_inner.stopped => lane_inner.created.or_else(born),
                 (0, _) if lane_inner.behind => lane_inner.created.or_else(born),
                 (0, true) => None,
                 (0, false) => inner.through.max(lane_inner.created).or_else(born),
@@ -458,6 +480,11 @@ impl LaneStatus {
     /// When the first record that is not done was created; `None` when all that was taken is done.
     pub fn waits_for(&self, oldest: Option<SystemTime>) {
         lock(&self.inner).oldest = oldest;
+    }
+
+    /// It gets no more pages, because the shard waits for an operator.
+    pub fn stops(&self) {
+        lock(&self.inner).stopped = true;
     }
 
     /// Whether a second reader feeds it.

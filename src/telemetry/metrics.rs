@@ -73,6 +73,12 @@ pub struct Metrics {
     pub backfill_write_units: IntCounterVec,
     /// Segments of a backfill that are not done, by route.
     pub backfill_segments: IntGaugeVec,
+    /// Bytes that were written to feeds, by route and feed.
+    pub feed_bytes: IntCounterVec,
+    /// Files that were written to feeds, by route, feed and `reason`.
+    pub feed_files: IntCounterVec,
+    /// What a feed has everything of that was created before, by route and feed, in seconds since 1970.
+    pub feed_watermark: GaugeVec,
     /// 1 while the work goes on, 0 when `/healthz` fails.
     pub healthy: Gauge,
 }
@@ -184,7 +190,7 @@ impl Metrics {
             dead_letters: r.counter(
                 "dead_letters_total",
                 &["route", "peer", "reason"],
-                "Records kept as dead letters: refused by the peer, or behind one of the same key",
+                "Records kept as dead letters: refused by the peer, not to be shaped, or behind one of the same key",
             )?,
             gaps: r.counter(
                 "gaps_total",
@@ -243,7 +249,7 @@ impl Metrics {
                 &["route"],
                 "Times at which a route paused itself because too much was deleted at its source",
             )?,
-            paused: r.gauges("paused", &["route", "peer"], "1 while an operator or the guard pauses a peer")?,
+            paused: r.gauges("paused", &["route", "peer"], "1 while an operator or the guard pauses a peer, or its items have another shape than the route")?,
             time_to_loss: r.gauge_vec(
                 "time_to_loss_seconds",
                 &["route", "peer"],
@@ -268,6 +274,21 @@ impl Metrics {
                 "backfill_segments",
                 &["route"],
                 "Segments of the backfill that are not done, whoever works on them",
+            )?,
+            feed_bytes: r.counter(
+                "feed_bytes_total",
+                &["route", "feed"],
+                "Bytes written to a feed, compressed",
+            )?,
+            feed_files: r.counter(
+                "feed_files_total",
+                &["route", "feed", "reason"],
+                "Files written to a feed, by why they were closed",
+            )?,
+            feed_watermark: r.gauge_vec(
+                "feed_watermark_seconds",
+                &["route", "feed"],
+                "Watermark of a feed, in seconds since 1970, on the worker that lists the stream: all that was created before is in it",
             )?,
             healthy: r.gauge("healthy", "1 while the work goes on, 0 when /healthz fails")?,
             registry: r.registry,

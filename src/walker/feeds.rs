@@ -7,6 +7,7 @@
 
 use crate::change::SequenceNumber;
 use crate::lane::{Handed, Page, Position};
+use crate::lease::plan::Start;
 use crate::memory::{self, Memory, Reserved};
 use crate::telemetry::metrics::Counted;
 use futures::future::{BoxFuture, select_all};
@@ -14,7 +15,7 @@ use prometheus::{IntCounter, IntGauge};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
 
 /// For so long in all the lanes at the front wait for one that is slower, until it is let go.
@@ -87,14 +88,20 @@ struct Feed {
     side: Side,
     /// How long others have waited for it since it last had room at once.
     waited: Duration,
-    metrics: FeedMetrics,
+    /// Shows when there was nothing more to read, and it had everything.
+    quiet: watch::Sender<Option<SystemTime>>,
+    /// Shows that the shard was read to its end.
+    ended: watch::Sender<bool>,
+    about: About,
     /// Counts it while it is behind.
     behind: Option<Counted>,
 }
 
-/// What is counted of a lane.
+/// Whose a lane is, and what is counted of it.
 #[derive(Debug, Clone)]
-pub(super) struct FeedMetrics {
+pub(super) struct About {
+    /// The name of its peer, or of its feed.
+    pub(super) name: String,
     /// Lanes that are behind.
     pub(super) behind: IntGauge,
     /// How often one was let go.
@@ -104,7 +111,7 @@ pub(super) struct FeedMetrics {
 impl Feed {
     fn go(&mut self, side: Side) {
         (self.side, self.waited) = (side, Duration::ZERO);
-        self.behind = (side == Side::Behind).then(|| Counted::new(self.metrics.behind.clone()));
+        self.behind = (side == Side::Behind).then(|| Counted::new(self.about.behind.clone()));
     }
 }
 
@@ -122,25 +129,49 @@ impl Feeds {
         Self { inner: Mutex::new(inner), changed: Notify::new() }
     }
 
-    /// Adds a lane that stands at `start`.
+    /// Adds a lane that stands at `start`; `late` when the front is read already.
     pub(super) fn add(
         &self,
         id: Id,
         pages: mpsc::Sender<Handed>,
         memory: Memory,
-        start: &Position,
-        suspect: bool,
-        metrics: FeedMetrics,
+        start: &Start,
+        late: bool,
+        about: About,
     ) {
-        let sequence = start.sequence.clone();
-        let cursor = Cursor { suspect: suspect && sequence.is_none(), sequence, created: start.created };
+        let Start { position, suspect } = start;
+        let cursor =
+            Cursor { suspect: *suspect, sequence: position.sequence.clone(), created: position.created };
         let mut inner = self.lock();
-        let side = if inner.reached(&cursor) { Side::Front } else { Side::Behind };
-        let mut feed = Feed { pages, memory, cursor, side, waited: Duration::ZERO, metrics, behind: None };
+        // What one that comes late may have missed is found out by the second reader.
+        let front = inner.reached(&cursor) && !(late && cursor.suspect);
+        let side = if front { Side::Front } else { Side::Behind };
+        let (quiet, ended) = (watch::Sender::new(None), watch::Sender::new(false));
+        let mut feed =
+            Feed { pages, memory, cursor, side, waited: Duration::ZERO, quiet, ended, about, behind: None };
         feed.go(side);
         inner.feeds.insert(id, feed);
         drop(inner);
         self.changed.notify_waiters();
+    }
+
+    /// Shows when the front had nothing more to read while a lane was there, and what was read before was handed to it.
+    pub(super) fn quiet_of(&self, id: Id) -> watch::Receiver<Option<SystemTime>> {
+        let inner = self.lock();
+        inner.feeds.get(&id).map_or_else(|| watch::channel(None).1, |feed| feed.quiet.subscribe())
+    }
+
+    /// Shows, before a lane's pages end, whether that is because the shard was read to its end.
+    pub(super) fn ended_of(&self, id: Id) -> watch::Receiver<bool> {
+        let inner = self.lock();
+        inner.feeds.get(&id).map_or_else(|| watch::channel(false).1, |feed| feed.ended.subscribe())
+    }
+
+    /// The front has nothing more to read, as of a time.
+    pub(super) fn quiet(&self, at: SystemTime) {
+        for feed in self.lock().feeds.values().filter(|feed| feed.side == Side::Front) {
+            feed.quiet.send_replace(Some(at));
+        }
     }
 
     /// Waits for a lane on `side` that has room for a page; `None` when the front is not read any more. Lanes may come
@@ -178,6 +209,18 @@ impl Feeds {
     /// Where a lane stands; `None` when it is not fed any more.
     pub(super) fn cursor(&self, id: Id) -> Option<Cursor> {
         self.lock().feeds.get(&id).map(|feed| feed.cursor.clone())
+    }
+
+    /// The names, in order, of the lanes that a reader serves, one that is behind or the front, and that may lack records
+    /// before `first`, the first one that is left; `None` when none is.
+    pub(super) fn lacking(&self, lane: Option<Id>, first: Option<&SequenceNumber>) -> Vec<String> {
+        let inner = self.lock();
+        let served = |id: Id, feed: &Feed| lane.map_or(feed.side == Side::Front, |lane| lane == id);
+        let before = |feed: &Feed| first.is_none() || feed.cursor.sequence.as_ref() < first;
+        let lacking = inner.feeds.iter().filter(|(id, feed)| served(**id, feed) && before(feed));
+        let mut names: Vec<_> = lacking.map(|(_, feed)| feed.about.name.clone()).collect();
+        names.sort();
+        names
     }
 
     /// Where the first of the lanes at the front stands.
@@ -226,7 +269,7 @@ impl Feeds {
             return;
         }
         feed.go(Side::Behind);
-        feed.metrics.let_go.inc();
+        feed.about.let_go.inc();
         drop(inner);
         self.changed.notify_waiters();
     }
@@ -279,7 +322,8 @@ impl Feeds {
     /// The lane gets no more pages.
     pub(super) fn close(&self, id: Id, why: Closed) {
         let mut inner = self.lock();
-        if inner.feeds.remove(&id).is_some() {
+        if let Some(feed) = inner.feeds.remove(&id) {
+            feed.ended.send_replace(why == Closed::Ended);
             inner.closed.insert(id, why);
         }
         drop(inner);
@@ -303,6 +347,7 @@ impl Feeds {
         feeds.retain(|id, feed| {
             let close = which(feed);
             if close {
+                feed.ended.send_replace(why == Closed::Ended);
                 closed.insert(*id, why);
             }
             !close
@@ -332,9 +377,9 @@ impl Inner {
     }
 }
 
-/// Bytes that a page takes, about: decoded, changes are about twice their encoded size.
+/// Bytes that a page takes, about, with what a lane keeps of each change.
 fn cost(page: &Page) -> usize {
-    page.changes.iter().map(|change| 2 * change.size + 512).sum()
+    page.changes.iter().map(|change| change.size + 512).sum()
 }
 
 fn room(id: Id, feed: &Feed, bytes: usize) -> BoxFuture<'static, Option<Room>> {
@@ -376,13 +421,15 @@ mod tests {
     /// Feeds with a lane for each start; each holds one page that it has not taken.
     fn feeds(starts: &[Position]) -> (Feeds, Vec<mpsc::Receiver<Handed>>) {
         let feeds = Feeds::new(starts.iter());
-        let metrics = FeedMetrics {
+        let about = |id: usize| About {
+            name: format!("p{id}"),
             behind: IntGauge::new("behind", "behind").unwrap(),
             let_go: IntCounter::new("let_go", "let_go").unwrap(),
         };
         let pages = starts.iter().enumerate().map(|(id, start)| {
             let (sender, pages) = mpsc::channel(1);
-            feeds.add(id, sender, Memory::new(4 * memory::PAGE), start, false, metrics.clone());
+            let start = Start { position: start.clone(), suspect: false };
+            feeds.add(id, sender, Memory::new(4 * memory::PAGE), &start, false, about(id));
             pages
         });
         let pages = pages.collect();
@@ -398,6 +445,10 @@ mod tests {
         let (feeds, _pages) = feeds(&[position(50, 960), position(40, 950), position(30, 100)]);
         assert_eq!(behind(&feeds), [false, false, true]);
         assert_eq!(feeds.front().unwrap().sequence, position(40, 0).sequence);
+        let first = position(45, 0).sequence;
+        assert_eq!(feeds.lacking(None, first.as_ref()), ["p1"]);
+        assert_eq!(feeds.lacking(None, None), ["p0", "p1"]);
+        assert_eq!(feeds.lacking(Some(2), first.as_ref()), ["p2"]);
         let none = Position::default();
         let (feeds, _pages) = self::feeds(&[none.clone(), none.clone(), none]);
         assert_eq!(behind(&feeds), [false; 3]);

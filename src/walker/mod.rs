@@ -1,7 +1,7 @@
 //! One owned shard, page by page.
 //!
 //! A walker holds the lease on a shard. It reads the shard once for all its peers (`reading`), hands every page to
-//! a [`Lane`] for each (`feeds`), and writes the lanes' frontiers to the lease. A lane that is slower than the
+//! a [`Lane`] for each, or a [`FeedLane`] (`feeds`), and writes the lanes' frontiers to the lease. A lane that is slower than the
 //! others is let go and catches up by itself; back-pressure is not asking for the next page. A walk ends when every
 //! lane is done with the shard, when it is asked to drain, or when it may not go on; a peer's position is marked as
 //! done only when the shard was read to its end and all of it is done there.
@@ -9,10 +9,13 @@
 mod feeds;
 mod reading;
 
+use crate::change::SequenceNumber;
 use crate::failure::Failure;
+use crate::feed::{self, lane::FeedLane};
 use crate::group::apply::GroupLane;
-use crate::lane::{Frontier, Lane, LaneEnd, LaneParts, Position};
-use crate::lease::plan::{self, Take};
+use crate::lane::Position;
+use crate::lane::{Frontier, Lane, LaneEnd, LaneParts};
+use crate::lease::plan::{self, Start, Take};
 use crate::lease::row::PeerPosition;
 use crate::lease::table::{Held, HeldError};
 use crate::memory::Memory;
@@ -21,12 +24,13 @@ use crate::route::Route;
 use crate::task::Tasks;
 use crate::telemetry::board::{LaneStatus, ShardStatus};
 use crate::telemetry::metrics::Counted;
-use feeds::{Closed, FeedMetrics, Feeds, Id};
+use feeds::{About, Closed, Feeds, Id};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use reading::Reading;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::SystemTime;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -48,7 +52,7 @@ pub struct WalkerParts {
     /// Cancelled when the worker may not write any more.
     pub fence: CancellationToken,
     /// Peers whose turn on this shard comes while it is walked, each with its start.
-    pub joins: mpsc::Receiver<(String, Position)>,
+    pub joins: mpsc::Receiver<(String, Start)>,
     /// Told when a peer is done with the shard and this is checkpointed: its children may start.
     pub progress: Arc<Notify>,
 }
@@ -72,7 +76,7 @@ pub struct Walker {
     take: Take,
     drain: CancellationToken,
     fence: CancellationToken,
-    joins: mpsc::Receiver<(String, Position)>,
+    joins: mpsc::Receiver<(String, Start)>,
     progress: Arc<Notify>,
     status: Arc<ShardStatus>,
 }
@@ -81,6 +85,8 @@ struct RunningLane {
     peer: String,
     frontier: watch::Receiver<Frontier>,
     saved: PeerPosition,
+    /// Tells the lane which record the checkpoint has passed.
+    told: watch::Sender<Option<SequenceNumber>>,
     status: Arc<LaneStatus>,
     /// Shared by all lanes of the peer.
     memory: Memory,
@@ -93,6 +99,8 @@ struct RunningLane {
 struct Lanes {
     running: Vec<RunningLane>,
     tasks: Tasks<(Id, LaneEnd)>,
+    /// Counted while one of them waits for an operator.
+    stopped: Option<Counted>,
 }
 
 type Saved = (BTreeMap<String, PeerPosition>, Result<(), HeldError>);
@@ -117,11 +125,11 @@ impl Walker {
         end
     }
 
-    async fn walk(&self, mut joins: mpsc::Receiver<(String, Position)>) -> End {
-        let feeds = Feeds::new(self.take.starts.values());
+    async fn walk(&self, mut joins: mpsc::Receiver<(String, Start)>) -> End {
+        let feeds = Feeds::new(self.take.starts.values().map(|start| &start.position));
         let mut lanes = Lanes::default();
         for (peer, start) in &self.take.starts {
-            self.open(peer, start, &feeds, &mut lanes);
+            self.open(peer, start, false, &feeds, &mut lanes);
         }
         tracing::debug!(epoch = self.held.epoch(), lanes = lanes.running.len(), "walking");
         let (take, drain, status) = (&self.take, &self.drain, &*self.status);
@@ -166,9 +174,12 @@ impl Walker {
                     }
                 }
                 Some((peer, start)) = joins.recv(), if behind.is_some() => {
-                    self.open(&peer, &start, &feeds, &mut lanes);
+                    self.open(&peer, &start, true, &feeds, &mut lanes);
                 }
-                _ = ticks.tick(), if saving.is_none() => saving = self.save(&feeds, &lanes.running),
+                _ = ticks.tick(), if saving.is_none() => {
+                    self.look_for_stopped(&feeds, &mut lanes);
+                    saving = self.save(&feeds, &lanes.running);
+                }
             }
         }
         drop((front, behind));
@@ -179,27 +190,28 @@ impl Walker {
             }
         }
         // Large, and not needed while the shard is walked.
-        Box::pin(self.end(&feeds, &mut lanes.running)).await
+        self.look_for_stopped(&feeds, &mut lanes);
+        Box::pin(self.end(&mut lanes)).await
+    }
+
+    /// Lanes that wait for an operator do not hold up the others, and must not look as if they were done.
+    fn look_for_stopped(&self, feeds: &Feeds, lanes: &mut Lanes) {
+        for (id, lane) in lanes.running.iter().enumerate() {
+            if let Some(Closed::Stopped(reason)) = feeds.closed(id) {
+                lane.status.stops();
+                let shards = &self.route.metrics.shards_stopped;
+                let count = || Counted::new(shards.with_label_values(&[&*self.route.name, reason]));
+                lanes.stopped.get_or_insert_with(count);
+            }
+        }
     }
 
     /// Writes the last positions and gives the lease back; keeps it while the shard waits for an operator.
-    async fn end(&self, feeds: &Feeds, lanes: &mut [RunningLane]) -> End {
-        if !self.save_last(lanes).await {
+    async fn end(&self, lanes: &mut Lanes) -> End {
+        if !self.save_last(&mut lanes.running).await {
             return End::Lost;
         }
-        let stopped: Vec<Counted> = (0..lanes.len())
-            .filter_map(|id| match feeds.closed(id) {
-                Some(Closed::Stopped(reason)) => Some(reason),
-                _ => None,
-            })
-            .take(1)
-            .map(|reason| {
-                Counted::new(
-                    self.route.metrics.shards_stopped.with_label_values(&[&*self.route.name, reason]),
-                )
-            })
-            .collect();
-        if !stopped.is_empty() {
+        if lanes.stopped.is_some() {
             // The lease is kept, so that no other worker runs into the same wall again and again.
             tokio::select! {
                 biased;
@@ -208,12 +220,12 @@ impl Walker {
             }
             return self.give_back(End::Drained).await;
         }
-        if !lanes.iter().all(|lane| lane.done) {
+        if !lanes.running.iter().all(|lane| lane.done) {
             return self.give_back(End::Drained).await;
         }
         let done = |peer: &&str| {
             let before = self.take.seen.peers.get(*peer).is_some_and(|before| before.done);
-            before || lanes.iter().any(|lane| lane.peer == **peer)
+            before || lanes.running.iter().any(|lane| lane.peer == **peer)
         };
         if self.route.peer_names().iter().all(done) {
             return self.finish().await;
@@ -222,53 +234,117 @@ impl Walker {
         self.give_back(End::Finished).await
     }
 
-    /// Starts the lane of a peer.
-    fn open(&self, peer: &str, start: &Position, feeds: &Feeds, lanes: &mut Lanes) {
+    /// Starts the lane of a peer or a feed; `late` when others are under way.
+    fn open(&self, peer: &str, start: &Start, late: bool, feeds: &Feeds, lanes: &mut Lanes) {
         let route = &self.route;
-        let Some(index) = route.peers.iter().position(|p| p.name() == peer) else { return };
+        let Some(index) = route.peer_names().iter().position(|name| *name == peer) else { return };
         if lanes.running.iter().any(|lane| lane.peer == peer) {
             return;
         }
+        let mut position = start.position.clone();
+        position.hlc = position.hlc.max(route.floor);
         let status = self.status.lane(peer);
+        let memory = route.memory[index].clone();
+        let (told, saved) = watch::channel(start.position.sequence.clone());
+        let (sender, pages) = mpsc::channel(PAGES);
+        let id = lanes.running.len();
+        let labels = [&*route.name, peer];
+        let about = About {
+            name: peer.to_owned(),
+            behind: route.metrics.lanes_behind.with_label_values(&labels),
+            let_go: route.metrics.lanes_let_go.with_label_values(&labels),
+        };
+        feeds.add(id, sender, memory.clone(), start, late, about);
+        let frontier = match index.checked_sub(route.peers.len()) {
+            None => {
+                let (lane, frontier) = self.peer_lane(index, &status, position.clone());
+                lanes.tasks.spawn(async move { (id, lane.run(pages).await) });
+                frontier
+            }
+            Some(feed) => {
+                let parts = self.feed_parts(
+                    feed,
+                    &status,
+                    saved,
+                    (feeds.quiet_of(id), feeds.ended_of(id)),
+                    memory.clone(),
+                );
+                let (lane, frontier) = FeedLane::new(parts, position.clone());
+                lanes.tasks.spawn(async move { (id, lane.run(pages).await) });
+                frontier
+            }
+        };
+        let saved = PeerPosition { position, done: false };
+        lanes.running.push(RunningLane {
+            peer: peer.to_owned(),
+            frontier,
+            saved,
+            told,
+            status,
+            memory,
+            done: false,
+        });
+    }
+
+    fn peer_lane(
+        &self,
+        index: usize,
+        status: &Arc<LaneStatus>,
+        position: Position,
+    ) -> (Lane, watch::Receiver<Frontier>) {
+        let route = &self.route;
+        let peer = &route.peers[index];
         let parts = LaneParts {
             route: Arc::clone(&route.name),
             shard: Arc::clone(&self.shard),
-            peer: Arc::clone(&route.peers[index]),
+            peer: Arc::clone(peer),
             member: route.member,
-            rules: route.rules,
+            rules: route.rules.clone(),
             group: route.group.as_ref().and_then(|group| GroupLane::new(group, index)),
             max_drift: route.max_drift,
             in_flight: route.write.in_flight,
             dead_letters: route.dead_letters.clone(),
             clock: route.clock,
             metrics: route.metrics.clone(),
-            counters: route.metrics.lane(&route.name, peer),
+            counters: route.metrics.lane(&route.name, peer.name()),
             jitter: route.jitter.clone(),
-            status: Arc::clone(&status),
+            status: Arc::clone(status),
             drain: self.drain.clone(),
             fence: self.fence.clone(),
         };
-        let (lane, frontier) = Lane::new(parts, start.clone());
-        let (sender, pages) = mpsc::channel(PAGES);
-        let id = lanes.running.len();
-        let saved = PeerPosition { position: start.clone(), done: false };
-        let memory = route.memory[index].clone();
-        let running = RunningLane {
-            peer: peer.to_owned(),
-            frontier,
+        Lane::new(parts, position)
+    }
+
+    fn feed_parts(
+        &self,
+        index: usize,
+        status: &Arc<LaneStatus>,
+        saved: watch::Receiver<Option<SequenceNumber>>,
+        (quiet, ended): (watch::Receiver<Option<SystemTime>>, watch::Receiver<bool>),
+        memory: Memory,
+    ) -> feed::lane::LaneParts {
+        let route = &self.route;
+        let feed = &route.feeds[index];
+        feed::lane::LaneParts {
+            route: Arc::clone(&route.name),
+            shard: Arc::clone(&self.shard),
+            feed: Arc::clone(feed),
+            member: route.member,
+            rules: route.rules.clone(),
+            max_drift: route.max_drift,
+            held: self.held.clone(),
             saved,
-            status,
-            memory: memory.clone(),
-            done: false,
-        };
-        lanes.running.push(running);
-        lanes.tasks.spawn(async move { (id, lane.run(pages).await) });
-        let labels = [&*route.name, peer];
-        let metrics = FeedMetrics {
-            behind: route.metrics.lanes_behind.with_label_values(&labels),
-            let_go: route.metrics.lanes_let_go.with_label_values(&labels),
-        };
-        feeds.add(id, sender, memory, start, self.take.suspect, metrics);
+            quiet,
+            ended,
+            memory,
+            clock: route.clock,
+            metrics: route.metrics.clone(),
+            counters: route.metrics.lane(&route.name, feed.name()),
+            jitter: route.jitter.clone(),
+            status: Arc::clone(status),
+            drain: self.drain.clone(),
+            fence: self.fence.clone(),
+        }
     }
 
     /// Begins to write what moved since the last time; `None` when nothing did.
@@ -399,6 +475,7 @@ fn moved(lanes: &[RunningLane]) -> BTreeMap<String, PeerPosition> {
 fn keep_saved(lanes: &mut [RunningLane], mut saved: BTreeMap<String, PeerPosition>) {
     for lane in lanes {
         if let Some(position) = saved.remove(&lane.peer) {
+            lane.told.send_replace(position.position.sequence.clone());
             lane.saved = position;
         }
     }

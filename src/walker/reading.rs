@@ -4,7 +4,7 @@
 //! room for it.
 
 use super::feeds::{Closed, Cursor, Feeds, Id, Room, Side};
-use crate::change::{Change, SequenceNumber};
+use crate::change::{Change, Image, SequenceNumber};
 use crate::config::OnGap;
 use crate::failure::{Action, Class, Failure};
 use crate::gaps::Gap;
@@ -15,7 +15,7 @@ use crate::retry::{self, GaveUp, Pauses, Policy};
 use crate::route::Route;
 use crate::stream::reader::{Place, Read, ReadError, Reader};
 use crate::telemetry::board::ShardStatus;
-use crate::version::Hlc;
+use crate::version::{Hlc, Stamp};
 use futures::future::BoxFuture;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -38,11 +38,47 @@ pub(super) struct Reading<'a> {
 
 /// One of the two readers.
 struct Hand {
+    /// The lane that it reads for; none for those at the front.
+    lane: Option<Id>,
     reader: Reader,
     pauses: Pauses,
     /// When the last record that was read was created.
     last: Option<SystemTime>,
+    /// What the last record was, or the last checkpoint.
+    after: Option<SequenceNumber>,
+    /// A gap is to be kept before anything is read.
     suspect: bool,
+    /// It was so at the beginning.
+    suspected: bool,
+}
+
+/// A run of empty pages.
+#[derive(Default)]
+struct Empty {
+    pages: u32,
+    since: Option<Instant>,
+}
+
+/// A page may be empty in the middle of a shard. So many in a row, over so long a time, are taken for its end: it is
+/// what a watermark rests on.
+const QUIET_PAGES: u32 = 10;
+const QUIET: Duration = Duration::from_secs(60);
+
+impl Empty {
+    /// Takes another page, whose read began at a time; whether nothing more is to be read, said once each [`QUIET`].
+    fn is_quiet(&mut self, nothing: bool, begun: Instant) -> bool {
+        if !nothing {
+            *self = Self::default();
+            return false;
+        }
+        self.pages += 1;
+        let since = *self.since.get_or_insert(begun);
+        let quiet = self.pages >= QUIET_PAGES && begun.duration_since(since) >= QUIET;
+        if quiet {
+            self.since = Some(begun);
+        }
+        quiet
+    }
 }
 
 /// How a page went.
@@ -59,15 +95,19 @@ impl Reading<'_> {
     /// Reads at the front until the shard ends or reading stops. Then the lanes there are closed.
     pub(super) async fn front(&self) {
         let cursor = self.feeds.front().unwrap_or(Cursor { sequence: None, created: None, suspect: false });
-        let mut hand = self.hand(cursor);
+        let mut hand = self.hand(None, cursor);
         let mut wait = self.route.read.min_interval;
+        let mut empty = Empty::default();
         while let Some(room) = self.feeds.room(Side::Front).await {
-            let begun = Instant::now();
+            let (begun, at) = (Instant::now(), self.route.clock.now());
             let span = tracing::debug_span!("page", reader = "front");
             match self.page(&mut hand, room, Side::Front).instrument(span).await {
-                Paged::Read { empty, .. } => {
+                Paged::Read { empty: nothing, .. } => {
+                    if empty.is_quiet(nothing, begun) {
+                        self.feeds.quiet(at);
+                    }
                     let (min, idle) = (self.route.read.min_interval, self.route.read.idle_interval);
-                    wait = if empty { (wait * 2).min(idle).max(min) } else { min };
+                    wait = if nothing { (wait * 2).min(idle).max(min) } else { min };
                     let pause = self.route.jitter.around(wait).max(min).saturating_sub(begun.elapsed());
                     tokio::time::sleep(pause).await;
                 }
@@ -84,7 +124,7 @@ impl Reading<'_> {
         while let Some(room) = self.feeds.room(Side::Behind).await {
             let id = room.id;
             let Some(cursor) = self.feeds.cursor(id) else { continue };
-            let hand = hands.entry(id).or_insert_with(|| self.hand(cursor));
+            let hand = hands.entry(id).or_insert_with(|| self.hand(Some(id), cursor));
             let begun = Instant::now();
             let span = tracing::debug_span!("page", reader = "behind");
             let pause = match self.page(hand, room, Side::Behind).instrument(span).await {
@@ -111,8 +151,10 @@ impl Reading<'_> {
         }
     }
 
-    fn hand(&self, cursor: Cursor) -> Hand {
-        let place = match (cursor.sequence, self.route.rules.not_before) {
+    fn hand(&self, lane: Option<Id>, cursor: Cursor) -> Hand {
+        let Cursor { sequence, created, suspect } = cursor;
+        let after = sequence.clone();
+        let place = match (sequence, self.route.rules.not_before) {
             (Some(sequence), _) => Place::After(sequence),
             (None, Some(time)) if self.take.seen.initial => Place::At(time),
             (None, _) => Place::TrimHorizon,
@@ -125,7 +167,7 @@ impl Reading<'_> {
             place,
         );
         let pauses = Pauses::new(Policy::FOREVER, self.route.jitter.clone());
-        Hand { reader, pauses, last: cursor.created, suspect: cursor.suspect }
+        Hand { lane, reader, pauses, last: created, after, suspect, suspected: suspect }
     }
 
     /// Reads one page and hands it out: to `room`, and to others on the same side. Boxed, because a call is large and
@@ -160,6 +202,7 @@ impl Reading<'_> {
             let from = self.feeds.cursor(room.id).and_then(|cursor| cursor.sequence);
             let page = Arc::new(Page { changes });
             hand.last = page.changes.last().map(|change| change.created);
+            hand.after = page.changes.last().map(|change| change.sequence.clone());
             match side {
                 Side::Front => self.feeds.hand_out(&page, room).await,
                 Side::Behind => others = self.feeds.hand_behind(&page, from.as_ref(), room),
@@ -195,7 +238,7 @@ impl Reading<'_> {
                 None
             }
             ReadError::Trimmed { after } => self.gap(after, false, hand).await,
-            ReadError::Gone => self.gap(None, true, hand).await,
+            ReadError::Gone => self.gap(hand.after.clone(), true, hand).await,
             ReadError::Undecodable(error) => Some(self.stop("undecodable", &error.to_string())),
             ReadError::Unreadable(error) => Some(self.stop("undecodable", &error.to_string())),
             ReadError::Call(failure) => {
@@ -213,8 +256,7 @@ impl Reading<'_> {
 
     /// Records are gone: says which, keeps that, and goes on from the oldest that is left or stops as configured.
     async fn gap(&self, after: Option<SequenceNumber>, gone: bool, hand: &mut Hand) -> Option<Closed> {
-        let nothing_read = self.take.starts.values().all(|start| start.sequence.is_none());
-        if gone && nothing_read && self.take.seen.initial && !self.take.suspect {
+        if gone && hand.after.is_none() && self.take.seen.initial && !hand.suspected {
             tracing::warn!(
                 "the shard aged out before it was read for the first time; the route starts after it"
             );
@@ -222,11 +264,13 @@ impl Reading<'_> {
         }
         hand.reader.seek(Place::TrimHorizon);
         let rest = if gone { None } else { hand.reader.read().await.ok() };
-        let to = rest.as_ref().and_then(|read| read.changes.first()).map(|change| change.created);
         // What is left is read again in its turn.
         hand.reader.seek(Place::TrimHorizon);
+        let first = rest.as_ref().and_then(|read| read.changes.first());
+        let to = first.map(|change| change.created);
+        let peers = self.feeds.lacking(hand.lane, first.map(|change| &change.sequence));
         let after = after.map_or_else(|| "the last checkpoint".to_owned(), |after| after.to_string());
-        let gap = Gap { shard: self.shard.to_string(), after, from: hand.last, to };
+        let gap = Gap { shard: self.shard.to_string(), after, from: hand.last, to, peers };
         let keep = || self.route.gaps.keep(&self.route.name, &gap);
         let notice = |failure: &Failure, _| {
             self.route.metrics.retried(&self.route.name, "state", failure.class);
@@ -237,7 +281,7 @@ impl Reading<'_> {
                 tracing::error!(
                     %gap,
                     on_gap = ?self.route.on_gap,
-                    "DATA IS MISSING at the peers: compare the members and copy what differs"
+                    "DATA IS MISSING at the peers: once the shard goes on, mend it with shardwalker verify, --repair"
                 );
             }
             // The checkpoint stays before it until the shard has a newer record.
@@ -258,16 +302,22 @@ impl Reading<'_> {
 }
 
 /// How far the clock by which some records were dated is off, at least, in seconds: ahead of `now` when one was created
-/// later than that; behind (below 0) when one was created before a version that it carries and that is believed. Creation
-/// times have whole seconds.
+/// later than that; behind (below 0) when one was created before a version that it carries. Creation times have whole
+/// seconds.
 fn skew(changes: &[Change], now: Duration, max_drift: Duration) -> f64 {
     let off = changes.iter().map(|change| {
-        let created = Hlc::from_time(change.created).millis();
-        let ahead = Duration::from_millis(created).saturating_sub(now);
-        let ceiling = Hlc::from_time(change.created).plus(max_drift);
-        let carried = change.stamps().map(|stamp| stamp.version.hlc).filter(|hlc| *hlc <= ceiling).max();
-        let carried = carried.map(Hlc::millis);
-        let behind = Duration::from_millis(carried.unwrap_or_default().saturating_sub(created + 1000));
+        let created = Hlc::from_time(change.created);
+        let ahead = Duration::from_millis(created.millis()).saturating_sub(now);
+        // One that is too far ahead to be believed and matches its content was written by us: the record's time is wrong.
+        let believed = |image: &Image, stamp: &Stamp| {
+            stamp.version.hlc <= created.plus(max_drift) || stamp.digest == image.content.digest(None)
+        };
+        let images = [&change.old, &change.new].into_iter().flatten();
+        let carried = images.filter_map(|image| Some((image, image.stamp?)));
+        let carried =
+            carried.filter(|(image, stamp)| believed(image, stamp)).map(|(_, stamp)| stamp.version.hlc);
+        let carried = carried.max().unwrap_or_default();
+        let behind = Duration::from_millis(carried.millis().saturating_sub(created.millis() + 1000));
         if ahead.is_zero() { -behind.as_secs_f64() } else { ahead.as_secs_f64() }
     });
     off.max_by(|a, b| a.abs().total_cmp(&b.abs())).unwrap_or_default()
@@ -276,9 +326,10 @@ fn skew(changes: &[Change], now: Duration, max_drift: Duration) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::change::{Event, Image};
+    use crate::change::Event;
     use crate::item::{Item, Key};
-    use crate::version::{Stamp, Version};
+    use crate::version::Version;
+    use aws_sdk_dynamodb::types::AttributeValue;
     use std::time::UNIX_EPOCH;
 
     /// A record created at so many seconds, with a stamp of so many milliseconds.
@@ -305,7 +356,11 @@ mod tests {
         same(off(&[]), 0.0);
         same(off(&[record(100, Some(100_900)), record(90, None)]), 0.0);
         same(off(&[record(90, None), record(130, None), record(110, None)]), 29.5);
-        same(off(&[record(90, Some(200_000))]), 0.0);
+        // Of ours, from a member whose clock is far behind; and one that an application made up.
+        same(off(&[record(90, Some(200_000))]), -109.0);
+        let mut forged = record(90, Some(200_000));
+        forged.new.as_mut().unwrap().content.0.insert("a".to_owned(), AttributeValue::Bool(true));
+        same(off(&[forged]), 0.0);
         same(off(&[record(90, Some(97_500)), record(99, Some(90_000))]), -6.5);
     }
 }

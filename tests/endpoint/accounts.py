@@ -70,10 +70,11 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Role:
-    """What the service assumes to reach a peer."""
+    """What the service assumes to reach a peer, or the profile that it uses instead."""
 
-    arn: str
+    arn: str | None
     external_id: str | None
+    profile: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,5 @@
 """The service's config file: one route from the source of a group to its two peers, which are reached by roles; or an
-active-active group of all three, for a mesh."""
+active-active group of all three, for a mesh; or a route with a way back to the first peer, for a migration."""
 
 import dataclasses
 
@@ -29,6 +29,7 @@ class Settings:
     worker: str = "worker"
     external_ids: tuple | None = None  # instead of the right ones; an empty one is left out
     patience: str = "30s"
+    migration: bool = False  # one route to the first peer, with a way back
     endpoint: str | None = None  # instead of the accounts' own, which stay right for everybody else
 
 
@@ -42,11 +43,17 @@ def text(group, port, settings):
     for number, peer in enumerate(group.peers):
         name, role, external_id = PEERS[number], group.roles[number], external_ids[number]
         lines += _member(name, peer, settings.endpoint or peer.account.endpoint, number + 2)
+        if role.profile:
+            lines.append(f'profile = "{role.profile}"')
+            continue
         lines += ["[member.assume_role]", f'role = "{role.arn}"']
         if external_id:
             lines.append(f'external_id = "{external_id}"')
     to = ", ".join(f'"{name}"' for name in PEERS)
-    if group.mesh:
+    if settings.migration:
+        lines += ["", "[[route]]", 'name = "airports"', 'from = "source"', f'to = ["{PEERS[0]}"]']
+        lines += ["reversible = true", 'start = "latest"']
+    elif group.mesh:
         lines += ["", "[[group]]", 'name = "airports"', f'members = ["source", {to}]', 'conflicts = "full"']
     else:
         lines += ["", "[[route]]", 'name = "airports"', 'from = "source"', f"to = [{to}]"]

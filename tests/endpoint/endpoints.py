@@ -25,6 +25,7 @@ EXTERNAL_ID = "external ids enforced"
 PERMISSIONS = "permissions enforced"
 SIZE_LIMIT = "items of exactly 400 KB"
 OUTAGE = "a server that can be stopped"
+RESTART = "a server that keeps its tables when it is started again"
 
 
 class Endpoint:
@@ -41,11 +42,12 @@ class Endpoint:
     def __init__(self, found):
         self.source_account, *self.peer_accounts = found
 
-    def group(self, case, peer_actions=accounts.PEER_WRITES, mesh=False):
-        """Fresh tables and permissions for a case; in a mesh all tables have streams, and are written to."""
+    def group(self, case, peer_actions=accounts.PEER_WRITES, mesh=False, peer_accounts=None):
+        """Fresh tables and permissions for a case; in a mesh all tables have streams, and are written to. The peers'
+        accounts may be others than the endpoint's own."""
         name = f"sw-suite-{case}-{secrets.token_hex(3)}"
         source = Table(self.source_account, name)
-        peers = [Table(account, name) for account in self.peer_accounts]
+        peers = [Table(account, name) for account in peer_accounts or self.peer_accounts]
         accounts.create_table(source, stream=True)
         for peer in peers:
             accounts.create_table(peer, stream=mesh)
@@ -61,7 +63,7 @@ class Endpoint:
             state_table,
             role_arns,
             self.stream_resource(source),
-            accounts.PEER_WRITES if mesh else ["dynamodb:DescribeTable"],
+            peer_actions if mesh else ["dynamodb:DescribeTable"],
         )
         streams = [self.stream_resource(peer) if mesh else None for peer in peers]
         roles = [
@@ -78,6 +80,8 @@ class Endpoint:
         """Why a case with these needs is left out, or None."""
         if OUTAGE in needs and not self.server:
             return "the suite did not start this endpoint, so it does not stop it"
+        if RESTART in needs and not isinstance(self, Ministack):
+            return f"{self.name} can't be started again with the tables that it had"
         return next((self.leaves_out[need] for need in needs if need in self.leaves_out), None)
 
     def _serve(self, start, directory):
@@ -125,6 +129,13 @@ class Ministack(Endpoint):
     def __init__(self, directory, _binary):
         url = self._serve(servers.ministack, directory)
         super().__init__([Account(number, REGION, url, accounts.session(number)) for number in NUMBERS])
+
+    def restarting(self, directory):
+        """A server of its own that can be started again, and the peers' accounts on it. It keeps tables and no
+        streams, and checks nobody's access: the users are those of the first one."""
+        server = servers.restarting_ministack(directory)
+        found = [Account(number, REGION, server.url, accounts.session(number)) for number in NUMBERS[1:]]
+        return server, found
 
     def stream_resource(self, source):
         # It takes the resource of every stream call for `*`, which no narrower statement matches.

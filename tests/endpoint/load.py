@@ -50,6 +50,11 @@ class Load:
         self.expected = {}
         self.changes = 0
 
+    def move(self, table):
+        """Goes on at another table, which holds the same."""
+        self._table = table.name
+        self._client = table.client()
+
     def insert(self, number):
         """Puts up to `number` items that were not there before, in batches."""
         batch, self._waiting = self._waiting[:number], self._waiting[number:]

@@ -31,6 +31,24 @@ class Server:
         self.process.send_signal(signal.SIGCONT)
 
 
+class RestartingServer:
+    """A server that can be ended and started again, on the same port and with what it had."""
+
+    def __init__(self, start):
+        self._start = start
+        self._server = start()
+        self.url = self._server.url
+
+    def stop(self):
+        """SIGTERM, and waits: it writes down what it has."""
+        self._server.process.terminate()
+        self._server.process.wait(timeout=60)
+
+    def start(self):
+        """Starts it again; waits until it answers."""
+        self._server = self._start()
+
+
 @dataclasses.dataclass(frozen=True)
 class SandboxServer(Server):
     """The sandbox: it can be turned over its admin paths."""
@@ -54,18 +72,29 @@ def sandbox(directory, binary):
 
 def ministack(directory):
     """Starts ministack with its access checks on; returns it."""
-    port = processes.free_port()
+    return _ministack("ministack", directory, processes.free_port(), AUTH="true")
+
+
+def restarting_ministack(directory):
+    """Starts ministack without access checks; it keeps its tables while it does not run. Returns it."""
+    port, kept = processes.free_port(), str(directory / "kept")
+    return RestartingServer(
+        lambda: _ministack("restarting", directory, port, AUTH="false", PERSIST_STATE="1", STATE_DIR=kept)
+    )
+
+
+def _ministack(name, directory, port, **settings):
     environment = {
         "PATH": os.environ["PATH"],
         "TMPDIR": str(directory),
         "GATEWAY_PORT": str(port),
         "BIND_HOST": "127.0.0.1",  # it would listen on all interfaces
-        "AUTH": "true",
         "SERVICES": "dynamodb,dynamodbstreams,iam,sts",
         "LOG_LEVEL": "WARNING",
+        **settings,
     }
     program = venvs.ensure("ministack").with_name("ministack")
-    return _started("ministack", [program], environment, directory, port, "/_ministack/ready")
+    return _started(name, [program], environment, directory, port, "/_ministack/ready")
 
 
 def moto(directory):
@@ -79,7 +108,7 @@ def moto(directory):
 
 def _started(name, command, environment, directory, port, ready_path):
     url = f"http://127.0.0.1:{port}"
-    with open(directory / f"{name}.log", "wb") as log:
+    with open(directory / f"{name}.log", "ab") as log:
         process = processes.start(command, log, environment)
 
     def ready():

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import urllib.error
 import urllib.request
 
@@ -99,6 +100,18 @@ class Service:
             return answer.code, answer.read().decode()
         except OSError as error:
             return None, str(error)
+
+    def command(self, name, *arguments, limit=600):
+        """Runs another command on the same config; returns its exit code and what it printed."""
+        done = subprocess.run(
+            [self._binary, name, "-c", self._config, *arguments],
+            env=self._environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=limit,
+            check=False,
+        )
+        return done.returncode, done.stdout.decode(errors="replace")
 
     def wait_ready(self, limit=60):
         """Waits until /readyz says 200."""

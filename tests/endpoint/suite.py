@@ -17,9 +17,11 @@ from cases import (
     exact_types,
     external_id,
     group_kinds,
+    migration,
     missing_permission,
     outage,
     replicate,
+    restart,
     three_workers,
     too_large,
     two_workers,
@@ -37,8 +39,10 @@ CASES = (
     two_workers,
     three_workers,
     outage,
+    restart,
     group_kinds,
     active_active,
+    migration,
 )
 
 
@@ -51,6 +55,7 @@ class Context:
         self.seed = seed
         self.seconds = arguments.seconds
         self._binary = arguments.binary
+        self.asked = arguments.items
         self._items = arguments.items or endpoint.items
         self._services = []
         self._groups = []

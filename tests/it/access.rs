@@ -1,24 +1,31 @@
 //! The generated policies are enough for what they are made for, and every single action of them is needed: without
 //! it, the check names it.
 
+mod check;
+
+use crate::process::until;
 use crate::sandbox_support::Client;
 use crate::world::{Worker, eventually};
 use aws_credential_types::provider::SharedCredentialsProvider;
 use serde_json::{Value, json};
-use shardwalker::access::finding::Verdict;
+use shardwalker::access::finding::{Cell, Verdict};
 use shardwalker::access::needs::Feature;
 use shardwalker::access::policy::{self, Attach, Document, Terms};
 use shardwalker::access::preflight::{Preflight, Report};
 use shardwalker::aws::{Aws, Base};
+use shardwalker::backfill::{Backfill, Ended, Request};
 use shardwalker::clock::Clock;
-use shardwalker::config::Config;
+use shardwalker::config::{Config, Member};
 use shardwalker::retry::Jitter;
 use shardwalker::sandbox::iam::Credentials;
 use shardwalker::sandbox::{Options, Sandbox};
 use shardwalker::service::{self, Service};
 use shardwalker::task::Tasks;
-use std::collections::BTreeSet;
-use std::time::{Duration, UNIX_EPOCH};
+use shardwalker::verify::{self, Prefer};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::process::Command;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 const HOME: &str = "999999999999";
@@ -68,7 +75,11 @@ struct World {
 impl World {
     /// The accounts with their tables, and nothing allowed to anybody else.
     fn new() -> Self {
-        let start = Some(UNIX_EPOCH + Duration::from_secs(1_800_000_000));
+        Self::at(Some(UNIX_EPOCH + Duration::from_secs(1_800_000_000)))
+    }
+
+    /// From a time on; by default, now.
+    fn at(start: Option<SystemTime>) -> Self {
         let sandbox = Sandbox::new(Options { start, ..Options::default() }).unwrap();
         let config = Config::parse(CONFIG, "test.toml", &|_| None).unwrap_or_else(|e| panic!("{e}"));
         for (index, member) in config.members.iter().enumerate() {
@@ -123,17 +134,63 @@ impl World {
 
     async fn check(&self, features: &[Feature]) -> Report {
         let (aws, jitter, cancel) = (Aws::new(self.base()), Jitter::seeded(1), CancellationToken::new());
-        let preflight = Preflight { config: &self.config, aws: &aws, jitter: &jitter, cancel: &cancel };
+        let preflight = Preflight::new(&self.config, &aws, &jitter, &cancel);
         let clock = Clock::starting_at(self.sandbox.clock().now());
         Box::pin(preflight.report(&features.iter().copied().collect(), clock)).await
     }
 
-    async fn start(&self) -> Worker {
+    fn options(&self) -> service::Options {
         let clock = Clock::starting_at(self.sandbox.clock().now());
-        let options = service::Options { base: self.base(), create_state_table: true, clock, seed: 1 };
+        service::Options { base: self.base(), create_state_table: true, clock, seed: 1 }
+    }
+
+    async fn backfill(&self, route: &str) {
+        let request = Request { route: route.to_owned(), ..Request::default() };
         let drain = CancellationToken::new();
-        let service = Box::pin(Service::build(self.config.clone(), options, drain.clone())).await;
+        let backfill = Backfill::build(self.config.clone(), request, self.options(), None, drain);
+        let backfill = Box::pin(backfill).await.unwrap_or_else(|error| panic!("{route}: {error}"));
+        let ended = Box::pin(backfill.run(watch::channel(None).0)).await;
+        assert!(matches!(ended, Ok(Ended::Done)), "{route}: {ended:?}");
+    }
+
+    async fn start(&self) -> Worker {
+        let drain = CancellationToken::new();
+        let service = Box::pin(Service::build(self.config.clone(), self.options(), drain.clone())).await;
         Worker::of(service.unwrap_or_else(|error| panic!("{error}")), drain)
+    }
+
+    /// Which members lack something when an action on a resource is missing in a document, and where it is to be added.
+    fn lacking(&self, attach: &Attach, resource: Option<&str>) -> (Vec<String>, String) {
+        let with = |of: &dyn Fn(&Member) -> bool| {
+            let members = self.config.members.iter().filter(|member| of(member));
+            members.map(|member| member.name.clone()).collect::<Vec<_>>()
+        };
+        let assumes =
+            |m: &Member, role: &str| m.access.assume_role.as_ref().is_some_and(|own| own.role_arn == role);
+        match attach {
+            Attach::Table(table) => {
+                (with(&|m| m.arn == *table), "the resource policy of the table, in".into())
+            }
+            Attach::Stream(table) => {
+                (with(&|m| m.arn == *table), "the resource policy of the table's current stream, in".into())
+            }
+            Attach::Trust(role) => (with(&|m| assumes(m, role)), format!("the trust policy of {role}")),
+            Attach::Role(role) => {
+                let resource = resource.unwrap();
+                let table = resource.split("/stream/").next().unwrap();
+                let mut members = with(&|m| m.arn.to_string() == table || assumes(m, resource));
+                if table.ends_with(":table/state") {
+                    members.push("state table".into());
+                }
+                let place = match role == PRINCIPAL {
+                    true if resource.contains(":role/") => format!("the identity policy of {PRINCIPAL}"),
+                    true => "the identity policy of the role that makes the call".into(),
+                    false => format!("the identity policy of {role}"),
+                };
+                (members, place)
+            }
+            Attach::Key(_) => (Vec::new(), String::new()),
+        }
     }
 
     fn table(&self, name: &str) -> String {
@@ -200,22 +257,40 @@ fn actions(policy: &Value) -> Vec<(usize, Option<String>, String)> {
     all
 }
 
-const ALL: [Feature; 4] = [Feature::Backfill, Feature::Verify, Feature::Repair, Feature::CreateStateTable];
+const ALL: [Feature; 6] = [
+    Feature::Cutover,
+    Feature::Backfill,
+    Feature::Verify,
+    Feature::Repair,
+    Feature::Strip,
+    Feature::CreateStateTable,
+];
 
 /// What runs with exactly these policies. A feature that comes later is run here, too.
 #[tokio::test(start_paused = true)]
 async fn generated_policies_are_enough_for_every_feature_that_runs() {
     let mut world = World::new();
-    world.apply(&world.documents(&[Feature::CreateStateTable]));
-    let worker = world.start().await;
     let (source, shared, by_role) =
         (world.app("source"), world.app("carts-shared"), world.app("carts-by-role"));
-    for id in ["a", "b", "c"] {
+    source.put("orders", "a", "1").await;
+    shared.put("carts", "a", "1").await;
+    world.apply(&world.documents(&[Feature::Backfill, Feature::CreateStateTable]));
+    for route in &world.config.routes {
+        world.backfill(&route.name).await;
+    }
+    let ids = |name: &str| world.ids(name).into_iter().collect::<String>();
+    for name in ["shared", "by-role", "carts-shared", "carts-by-role"] {
+        assert_eq!(ids(name), "a", "{name} after the backfill");
+    }
+
+    world.apply(&world.documents(&[]));
+    let ids = |name: &str| world.ids(name).into_iter().collect::<String>();
+    let worker = world.start().await;
+    for id in ["b", "c"] {
         source.put("orders", id, "1").await;
         shared.put("carts", id, "1").await;
     }
     by_role.put("carts", "d", "1").await;
-    let ids = |name: &str| world.ids(name).into_iter().collect::<String>();
     eventually("everything is copied", || {
         ids("shared") == "abc"
             && ids("by-role") == "abc"
@@ -235,6 +310,72 @@ async fn generated_policies_are_enough_for_every_feature_that_runs() {
     .await;
     assert!(worker.problems().is_empty(), "{:?}", worker.problems());
     worker.stop().await.unwrap();
+
+    // What no stream tells: an item that is gone at a peer, and at a member.
+    world.app("by-role").delete("orders", "b").await;
+    world.app("carts-shared").delete("carts", "b").await;
+    world.apply(&world.documents(&[Feature::Verify, Feature::Repair]));
+    for (of, member) in [("copy", None), ("carts", Some("carts-by-role"))] {
+        let prefer = member.map(|name: &str| Prefer::Member(name.to_owned()));
+        let repair = verify::Request { repair: true, prefer, ..crate::verify::request(of) };
+        let (tally, _) = crate::verify::verify(world.config.clone(), repair, world.options()).await.unwrap();
+        assert_eq!((tally.remaining(), tally.repaired), (0, 1), "{of}");
+    }
+    let both = BTreeSet::from(["b".to_owned(), "c".to_owned()]);
+    assert!(["by-role", "carts-shared", "carts-by-role"].iter().all(|name| world.ids(name) == both));
+}
+
+/// The operator's commands, as the real process.
+#[tokio::test]
+async fn generated_policies_are_enough_for_the_operators_commands() {
+    let mut world = World::at(None);
+    world.apply(&world.documents(&[Feature::CreateStateTable]));
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = format!("endpoint = \"http://{}\"\n", listener.local_addr().unwrap());
+    let (sandbox, mut serving) = (world.sandbox.clone(), Tasks::new());
+    serving.spawn(async move { sandbox.serve(listener, CancellationToken::new()).await });
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("shardwalker.toml");
+    std::fs::write(&file, endpoint + CONFIG).unwrap();
+    let process = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_shardwalker"));
+        command.args(args).env("SHARDWALKER_CONFIG", &file).env_remove("AWS_PROFILE").kill_on_drop(true);
+        command.env("AWS_ACCESS_KEY_ID", &world.keys.access_key_id);
+        command.env("AWS_SECRET_ACCESS_KEY", &world.keys.secret_access_key);
+        command
+    };
+    let command = async |args: &[&str]| {
+        let output = process(args).output().await.unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let said = text(&output.stdout) + &text(&output.stderr);
+        assert!(!said.contains("AccessDenied") && !said.contains("not authorized"), "{args:?}: {said}");
+        (output.status.code(), said)
+    };
+    let mut service = process(&["run", "--create-state-table"]).spawn().unwrap();
+    let source = world.app("source");
+    // It may begin with what is written after its start. Too large for the peers, with the stamp.
+    let big = "x".repeat(400 * 1024 - 20);
+    until("a change is a dead letter at both peers", async || {
+        source.put("orders", "big", &big).await;
+        let (code, listed) = command(&["dead-letters", "list"]).await;
+        code != Some(2) && ["shared", "by-role"].iter().all(|peer| listed.contains(peer))
+    })
+    .await;
+    let (code, said) = command(&["pause", "copy", "--peer", "shared", "--why", "a look"]).await;
+    assert_eq!(code, Some(0), "{said}");
+    let (_, said) = command(&["status"]).await;
+    assert!(said.contains("a look"), "{said}");
+    let (code, said) = command(&["resume", "copy", "--peer", "shared"]).await;
+    assert_eq!(code, Some(0), "{said}");
+    let (code, said) = command(&["dead-letters", "retry"]).await;
+    assert!(code == Some(1) && said.contains("shared"), "refused as ever: {said}");
+    let (code, said) = command(&["dead-letters", "discard", "--all", "--yes"]).await;
+    assert_eq!(code, Some(0), "{said}");
+    let (code, said) = command(&["conflicts", "list"]).await;
+    assert_eq!(code, Some(0), "{said}");
+    let (_, said) = command(&["verify", "copy", "--schema"]).await;
+    assert!(said.contains("stream"), "{said}");
+    service.kill().await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
@@ -257,7 +398,11 @@ async fn every_action_of_the_generated_policies_is_needed() {
             world.apply(&less);
             let report = world.check(&ALL).await;
             let what = format!("{:?} without {action} on {resource:?}", document.attach);
-            let cell = report.cells.iter().find(|c| c.action == action && c.verdict != Verdict::Allowed);
+            let (members, place) = world.lacking(&document.attach, resource.as_deref());
+            let lacks = |cell: &&Cell| {
+                cell.action == action && cell.verdict != Verdict::Allowed && members.contains(&cell.member)
+            };
+            let cell = report.cells.iter().find(lacks);
             let cell = cell.unwrap_or_else(|| panic!("{what}: {:#?}", report.cells));
             let expected = match document.attach {
                 Attach::Table(_) | Attach::Stream(_) => Verdict::DeniedByResource,
@@ -268,7 +413,9 @@ async fn every_action_of_the_generated_policies_is_needed() {
             assert_eq!(cell.verdict, expected, "{what}");
             let finding = report.findings.iter().find(|finding| {
                 finding.member == cell.member
-                    && finding.add.iter().any(|add| list(&add.statement["Action"]).contains(&action))
+                    && finding.add.iter().any(|add| {
+                        list(&add.statement["Action"]).contains(&action) && add.place.starts_with(&place)
+                    })
             });
             assert!(finding.is_some(), "{what}: {:#?}", report.findings);
             tried += 1;
@@ -284,61 +431,41 @@ async fn every_action_of_the_generated_policies_is_needed() {
 async fn what_the_check_says_to_add_is_what_is_missing() {
     let mut world = World::new();
     let documents = world.documents(&[]);
-    // Everything but what lets the replicator in at the source.
-    let left: Vec<Document> = documents
-        .iter()
-        .filter(|d| !matches!(&d.attach, Attach::Table(t) | Attach::Stream(t) if t.account == "111111111111"))
-        .cloned()
-        .collect();
-    world.apply(&left);
-    let mut given: Vec<(String, Vec<Value>)> = Vec::new();
+    // Everything but the replicator's own policy, and what lets it in at the source and at a peer.
+    let accounts = ["111111111111", "222222222222"];
+    let left = |d: &&Document| match &d.attach {
+        Attach::Table(table) | Attach::Stream(table) => !accounts.contains(&table.account.as_str()),
+        Attach::Role(role) => role != PRINCIPAL,
+        Attach::Trust(_) | Attach::Key(_) => true,
+    };
+    world.apply(&documents.iter().filter(left).cloned().collect::<Vec<_>>());
+    // Statements by the resource in whose policy they stand; without one, the replicator's own.
+    let mut given: BTreeMap<Option<String>, Vec<Value>> = BTreeMap::new();
     for round in 0.. {
-        assert!(round < 5, "{given:#?}");
+        assert!(round < 10, "{given:#?}");
         let report = world.check(&[]).await;
         if report.findings.is_empty() {
             break;
         }
-        for finding in report.findings {
-            for add in finding.add {
-                let resource = add.statement["Resource"].as_str().unwrap().to_owned();
-                assert!(add.place.starts_with("the resource policy"), "{}", add.place);
-                match given.iter_mut().find(|(on, _)| *on == resource) {
-                    Some((_, statements)) => statements.push(add.statement),
-                    None => given.push((resource, vec![add.statement])),
-                }
+        for add in report.findings.into_iter().flat_map(|finding| finding.add) {
+            let resource = add.statement["Resource"].as_str().map(str::to_owned);
+            let on = match () {
+                () if add.place.starts_with("the resource policy") => resource,
+                () if add.place.starts_with("the identity policy") => None,
+                () => continue,
+            };
+            let statements = given.entry(on).or_default();
+            if !statements.contains(&add.statement) {
+                statements.push(add.statement);
             }
         }
         for (resource, statements) in &given {
-            let document = json!({"Version": "2012-10-17", "Statement": statements});
-            world.sandbox.put_resource_policy(resource, &document.to_string()).unwrap();
+            let document = json!({"Version": "2012-10-17", "Statement": statements}).to_string();
+            match resource {
+                Some(resource) => world.sandbox.put_resource_policy(resource, &document).unwrap(),
+                None => world.keys = world.sandbox.user(HOME, "replicator", &document).unwrap(),
+            }
         }
     }
-    assert_eq!(given.len(), 2, "the table and its stream");
-}
-
-/// Over TCP, where answers are dated.
-#[tokio::test]
-async fn a_clock_that_is_wrong_is_said() {
-    let mut world = World::new();
-    world.apply(&world.documents(&[]));
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let endpoint = format!("endpoint = \"http://{}\"\n", listener.local_addr().unwrap());
-    world.config = Config::parse(&(endpoint + CONFIG), "test.toml", &|_| None).unwrap();
-    let (sandbox, mut serving) = (world.sandbox.clone(), Tasks::new());
-    serving.spawn(async move { sandbox.serve(listener, CancellationToken::new()).await });
-    let base = Base { http: None, ..world.base() };
-    let (aws, jitter, cancel) = (Aws::new(base), Jitter::seeded(1), CancellationToken::new());
-    let preflight = Preflight { config: &world.config, aws: &aws, jitter: &jitter, cancel: &cancel };
-    let now = Clock::system().now();
-    let hour = Duration::from_hours(1);
-    for (clock, says) in
-        [(now, None), (now + hour, Some("s ahead of AWS's")), (now - hour, Some("s behind AWS's"))]
-    {
-        let report = Box::pin(preflight.report(&BTreeSet::new(), Clock::starting_at(clock))).await;
-        let what: Vec<&str> = report.findings.iter().map(|finding| finding.what.as_str()).collect();
-        match says {
-            None => assert!(what.is_empty(), "{what:?}"),
-            Some(says) => assert!(what.len() == 1 && what[0].contains(says), "{what:?}"),
-        }
-    }
+    assert_eq!(given.len(), 4, "the source's table and stream, the peer's table, and its own: {given:#?}");
 }

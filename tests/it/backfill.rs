@@ -238,10 +238,7 @@ async fn what_is_missing_is_said_before_anything_begins() {
     let world = &stage.world;
     stage.allow(&["DescribeTable"]);
     let refused = stage.build(request()).await.err().unwrap().to_string();
-    assert!(
-        refused.contains("Scan: AccessDenied") && refused.contains("allow dynamodb:Scan on arn:"),
-        "{refused}"
-    );
+    assert!(refused.contains("Scan: AccessDenied") && refused.contains("\"dynamodb:Scan\""), "{refused}");
     assert!(world.rows("backfill#").is_empty());
     let none = stage.build(Request { peer: Some("x".to_owned()), ..request() }).await.err().unwrap();
     assert!(matches!(none, BackfillError::NoRoute(_)), "{none}");

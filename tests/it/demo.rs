@@ -69,13 +69,12 @@ async fn three_accounts_agree_after_inserts_updates_deletes_and_a_split() {
     assert!(progress.contains("writing: ") && progress.contains("lag p50"), "{progress}");
 }
 
-#[tokio::test]
-async fn an_interrupt_ends_the_load_and_the_verdict_still_comes() {
-    let mut child = demo(&["--for", "1h", "--rate", "50", "--seed", "8", "--json"]);
+/// Interrupts a demo once a line of its progress says that it writes.
+async fn interrupted(mut child: Child, says: &str) -> (i32, Value) {
     let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
     let writing = async {
         while let Some(line) = lines.next_line().await.unwrap() {
-            if line.contains("writing: ") {
+            if line.contains(says) {
                 return true;
             }
         }
@@ -87,7 +86,35 @@ async fn an_interrupt_ends_the_load_and_the_verdict_still_comes() {
     let (rest, (code, figures, _)) =
         tokio::join!(async { while let Ok(Some(_)) = lines.next_line().await {} }, figures(child));
     let () = rest;
+    (code, figures)
+}
+
+#[tokio::test]
+async fn an_interrupt_ends_the_load_and_the_verdict_still_comes() {
+    let child = demo(&["--for", "1h", "--rate", "50", "--seed", "8", "--json"]);
+    let (code, figures) = interrupted(child, "writing: ").await;
     assert_eq!(code, 0, "{figures}");
     assert_eq!((&figures["interrupted"], &figures["agree"]), (&Value::Bool(true), &Value::Bool(true)));
     assert_eq!(figures["split"], Value::Null, "half an hour had not passed");
+}
+
+#[tokio::test]
+async fn a_group_agrees_after_one_of_its_members_was_cut_off() {
+    let child = demo(&["--active-active", "--for", "6s", "--rate", "60", "--seed", "7", "--json"]);
+    let (code, figures, progress) = figures(child).await;
+    assert_eq!(code, 0, "{figures}\n{progress}");
+    assert_eq!((&figures["agree"], &figures["quiet"]), (&Value::Bool(true), &Value::Bool(true)), "{figures}");
+    assert!(figures["cut"]["differed"].as_u64().unwrap() > 0, "{figures}");
+    let members = figures["members"].as_array().unwrap();
+    assert_eq!(members.len(), 3);
+    assert!(members.iter().all(|member| member["writes"].as_u64().unwrap() > 0), "{figures}");
+    assert!(figures["conflicts"].as_u64().unwrap() >= figures["kept"].as_u64().unwrap(), "{figures}");
+}
+
+#[tokio::test]
+async fn a_group_that_is_stopped_early_tells_of_no_cut() {
+    let child = demo(&["--active-active", "--for", "1h", "--rate", "60", "--seed", "7", "--json"]);
+    let (code, figures) = interrupted(child, " s  writing ").await;
+    assert_eq!(code, 0, "{figures}");
+    assert_eq!((&figures["cut"], &figures["agree"]), (&Value::Null, &Value::Bool(true)), "{figures}");
 }

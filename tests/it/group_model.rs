@@ -14,7 +14,8 @@
 //!
 //! Where the clock of a member is ahead of the others' by more than `max_clock_drift`, what it wrote is held back; then
 //! every stamp is believed. That asks for members that are not behind the workers by more than half of the drift, and
-//! for requests that arrive before the clocks have gone on by that much.
+//! for requests that arrive before the clocks have gone on by that much: the model's conditions have the ceiling of the
+//! moment when they were sent, and no more. The code's ceiling is higher by longer than a request may be on its way.
 //!
 //! Left out: deletes by the time-to-live service, the end of a tombstone's life, backfills, and the folding of several
 //! records of a key into one.

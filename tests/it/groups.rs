@@ -1,5 +1,8 @@
 //! Active-active groups against the sandbox: applications of every kind, conflicts, deletes, the journal.
 
+mod journal;
+mod members;
+
 use crate::sandbox_support::{Client, s};
 use crate::world::{HOME, REGION, STAMP, Worker, eventually, resource_policy};
 use aws_credential_types::provider::SharedCredentialsProvider;
@@ -18,22 +21,22 @@ use std::collections::HashMap;
 use std::time::{Duration, UNIX_EPOCH};
 use tokio_util::sync::CancellationToken;
 
-const ACCOUNTS: [(&str, &str); 3] =
+pub(crate) const ACCOUNTS: [(&str, &str); 3] =
     [("111111111111", REGION), ("222222222222", REGION), ("333333333333", "us-east-1")];
-const NAMES: [&str; 3] = ["a", "b", "c"];
-const TABLE: &str = "orders";
+pub(crate) const NAMES: [&str; 3] = ["a", "b", "c"];
+pub(crate) const TABLE: &str = "orders";
 
 /// Three members, each with an application, and the replicator in an account of its own with what a group needs and
 /// nothing else.
-struct Group {
-    sandbox: Sandbox,
-    tables: Vec<String>,
-    apps: Vec<Client>,
+pub(crate) struct Group {
+    pub(crate) sandbox: Sandbox,
+    pub(crate) tables: Vec<String>,
+    pub(crate) apps: Vec<Client>,
     keys: Credentials,
 }
 
 impl Group {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let start = Some(UNIX_EPOCH + Duration::from_secs(1_800_000_000));
         let sandbox = Sandbox::new(Options { initial_shards: 2, start, ..Options::default() }).unwrap();
         let (mut tables, mut apps) = (Vec::new(), Vec::new());
@@ -52,7 +55,12 @@ impl Group {
         Self { sandbox, tables, apps, keys }
     }
 
-    fn config(&self, group: &str) -> Config {
+    pub(crate) fn config(&self, group: &str) -> Config {
+        let text = self.text(group);
+        Config::parse(&text, "group.toml", &|_| None).unwrap_or_else(|report| panic!("{report}"))
+    }
+
+    fn text(&self, group: &str) -> String {
         let mut text = format!(
             "[state]\ntable = \"shardwalker-state\"\nregion = \"{REGION}\"\n[admin]\nlisten = \"off\"\n\
              [lease]\nduration = \"12s\"\n[write]\nrequest_timeout = \"4s\"\n"
@@ -60,11 +68,10 @@ impl Group {
         for (index, (name, table)) in NAMES.iter().zip(&self.tables).enumerate() {
             text += &format!("[[member]]\nname = \"{name}\"\ntable = \"{table}\"\nnumber = {}\n", index + 1);
         }
-        text += &format!("[[group]]\nname = \"orders\"\nmembers = [\"a\", \"b\", \"c\"]\n{group}\n");
-        Config::parse(&text, "group.toml", &|_| None).unwrap_or_else(|report| panic!("{report}"))
+        text + &format!("[[group]]\nname = \"orders\"\nmembers = [\"a\", \"b\", \"c\"]\n{group}\n")
     }
 
-    async fn start(&self, group: &str) -> Worker {
+    pub(crate) fn options(&self, create_state_table: bool) -> service::Options {
         let credentials = aws_credential_types::Credentials::from(self.keys.clone());
         let base = Base {
             credentials: Some(SharedCredentialsProvider::new(credentials)),
@@ -72,7 +79,11 @@ impl Group {
             request_timeout: None,
         };
         let clock = Clock::starting_at(self.sandbox.clock().now());
-        let options = service::Options { base, create_state_table: true, clock, seed: 7 };
+        service::Options { base, create_state_table, clock, seed: 7 }
+    }
+
+    pub(crate) async fn start(&self, group: &str) -> Worker {
+        let options = self.options(true);
         let drain = CancellationToken::new();
         let service = Service::build(self.config(group), options, drain.clone()).await.unwrap();
         Worker::of(service, drain)
@@ -88,23 +99,23 @@ impl Group {
         plain.collect()
     }
 
-    fn equal(&self) -> bool {
+    pub(crate) fn equal(&self) -> bool {
         let first = self.items(0);
         (1..3).all(|member| self.items(member) == first)
     }
 
-    fn value(&self, member: usize, id: &str) -> Option<String> {
+    pub(crate) fn value(&self, member: usize, id: &str) -> Option<String> {
         self.items(member).get(id).map(|item| item["value"]["S"].as_str().unwrap_or("?").to_owned())
     }
 
     /// Waits until all members have this value of a key, `None` for no item.
-    async fn until(&self, id: &str, value: Option<&str>) {
+    pub(crate) async fn until(&self, id: &str, value: Option<&str>) {
         let what = format!("{id} is {value:?} everywhere");
         eventually(&what, || (0..3).all(|member| self.value(member, id).as_deref() == value)).await;
     }
 
     /// Waits until nobody writes any more, and sees that it stays so.
-    async fn until_quiet(&self) {
+    pub(crate) async fn until_quiet(&self) {
         let writes = || -> u64 {
             let counts = self.sandbox.counters().snapshot();
             let of = |operation: &str| {
@@ -131,7 +142,7 @@ impl Group {
         rows
     }
 
-    async fn update(&self, member: usize, id: &str, value: &str) {
+    pub(crate) async fn update(&self, member: usize, id: &str, value: &str) {
         let update = self.apps[member].db.update_item().table_name(TABLE).key("id", s(id));
         let update = update.update_expression("SET #v = :v").expression_attribute_names("#v", "value");
         update.expression_attribute_values(":v", s(value)).send().await.unwrap();
@@ -178,6 +189,8 @@ async fn what_any_member_writes_is_everywhere_and_nothing_goes_round() {
         group.until(id, Some("again")).await;
         group.update((member + 1) % 3, id, "and again").await;
         group.until(id, Some("and again")).await;
+        // A repair that is under way may bring back what is deleted in that moment: it goes again, and is told as lost.
+        group.until_quiet().await;
         group.apps[(member + 2) % 3].delete(TABLE, id).await;
         group.until(id, None).await;
     }

@@ -4,14 +4,17 @@ use crate::sandbox_support::Client;
 use crate::world::{HOME, PRINCIPAL, REGION, resource_policy};
 use aws_credential_types::provider::SharedCredentialsProvider;
 use serde_json::{Value, json};
-use shardwalker::aws::Base;
+use shardwalker::access::preflight::Preflight;
+use shardwalker::aws::{Aws, Base};
 use shardwalker::clock::Clock;
 use shardwalker::config::Config;
 use shardwalker::numbers::NumberError;
+use shardwalker::retry::Jitter;
 use shardwalker::sandbox::faults::{Effect, Rule};
 use shardwalker::sandbox::iam::Credentials;
 use shardwalker::sandbox::{Options, Sandbox};
 use shardwalker::service::{self, Service, ServiceError};
+use std::collections::BTreeSet;
 use std::time::{Duration, UNIX_EPOCH};
 use tokio_util::sync::CancellationToken;
 
@@ -77,14 +80,18 @@ impl Tables {
         Config::parse(&text, "test.toml", &|_| None).unwrap_or_else(|report| panic!("{report}"))
     }
 
-    async fn build(&self, numbers: &[(usize, u8)]) -> Result<Service, ServiceError> {
+    fn base(&self) -> Base {
         let keys = aws_credential_types::Credentials::from(self.keys.clone());
+        Base {
+            credentials: Some(SharedCredentialsProvider::new(keys)),
+            http: Some(self.sandbox.http_client()),
+            request_timeout: None,
+        }
+    }
+
+    async fn build(&self, numbers: &[(usize, u8)]) -> Result<Service, ServiceError> {
         let options = service::Options {
-            base: Base {
-                credentials: Some(SharedCredentialsProvider::new(keys)),
-                http: Some(self.sandbox.http_client()),
-                request_timeout: None,
-            },
+            base: self.base(),
             create_state_table: true,
             clock: Clock::starting_at(self.sandbox.clock().now()),
             seed: 1,
@@ -236,6 +243,16 @@ async fn a_number_is_kept_for_its_table_for_ever() {
     let renumbered = refusal(&[(0, 1), (1, 3)]).await;
     assert!(matches!(renumbered, NumberError::Renumbered { number: 3, had: 2, .. }), "{renumbered:?}");
     assert_eq!(tables.registry(), kept);
+    // A check says so before anything is started.
+    for (numbers, says) in [([(0, 1), (1, 2)], ""), ([(0, 1), (1, 3)], &*renumbered.to_string())] {
+        let (config, aws) = (tables.config(&numbers), Aws::new(tables.base()));
+        let (jitter, cancel) = (Jitter::seeded(1), CancellationToken::new());
+        let preflight = Preflight::new(&config, &aws, &jitter, &cancel);
+        let clock = Clock::starting_at(tables.sandbox.clock().now());
+        let report = Box::pin(preflight.report(&BTreeSet::new(), clock)).await;
+        let found: Vec<String> = report.findings.into_iter().map(|finding| finding.what).collect();
+        assert_eq!(found.concat(), says);
+    }
     // The new one with the number that was proposed, and the old one back with its own.
     tables.build(&[(0, 1), (3, 31), (2, 30)]).await.unwrap();
     assert_eq!(tables.registry(), tables.registered(&[(0, 1), (1, 2), (2, 30), (3, 31)]));

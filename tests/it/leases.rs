@@ -110,6 +110,26 @@ async fn children_are_walked_within_a_second_of_their_parents_end() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_children_of_many_shards_that_end_together_are_found_together() {
+    let world = world(30);
+    let worker = world.start(world.config("", "[read]\nidle_interval = \"200ms\"")).await;
+    until_held(&[&worker], &[30]).await;
+    // The budget of calls is full again.
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let before = leases(&world);
+    world.sandbox.roll_over(&world.source, None).unwrap();
+    let finished = |row: &Value| row.get("expires").is_some();
+    let parents = || leases(&world).into_iter().filter(|(shard, _)| before.contains_key(shard));
+    eventually("all parents are finished", || parents().all(|(_, row)| finished(&row))).await;
+    let begun = Instant::now();
+    let walked = || leases(&world).iter().filter(|(_, row)| row.get("owner").is_some()).count() == 30;
+    eventually("all children are walked", walked).await;
+    assert!(begun.elapsed() < Duration::from_millis(1500), "{:?}", begun.elapsed());
+    assert_eq!(worker.problems(), Vec::<String>::new());
+    worker.stop().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn one_worker_lists_for_all_and_another_does_when_it_dies() {
     let world = world(4);
     let mut workers = Vec::new();

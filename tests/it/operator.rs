@@ -26,18 +26,18 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// An operator's tools on the world's state table.
-struct Operator {
+pub(crate) struct Operator {
     config: Config,
     aws: Aws,
     state: StateTable,
     clock: Clock,
     letters: DeadLetters,
-    controls: Controls,
+    pub(crate) controls: Controls,
     jitter: Jitter,
 }
 
 impl Operator {
-    async fn new(world: &World) -> Self {
+    pub(crate) async fn new(world: &World) -> Self {
         let config = world.config("", "");
         let timeout = Some(config.write.request_timeout);
         let aws = Aws::new(Base { request_timeout: timeout, ..world.base() });
@@ -52,7 +52,7 @@ impl Operator {
     async fn peer(&self, index: usize) -> Peer {
         let cancel = CancellationToken::new();
         let (config, aws, jitter) = (&self.config, &self.aws, &self.jitter);
-        let found = Preflight { config, aws, jitter, cancel: &cancel }.table(index).await.unwrap();
+        let found = Preflight::new(config, aws, jitter, &cancel).table(index).await.unwrap();
         let ledger = Ledger::new(self.state.clone(), self.clock, Duration::from_secs(7 * 86_400));
         let metrics = Metrics::new().unwrap();
         let (gates, heart, clock, metrics) = (None, None, self.clock, &metrics);
@@ -68,11 +68,11 @@ impl Operator {
 
     async fn retry(&self, peer: &Peer, key: Digest) -> Result<Retried, Failure> {
         let (letters, jitter, cancel) = (&self.letters, &self.jitter, &CancellationToken::new());
-        let rules = Rules { ttl_deletes: true, not_before: None };
+        let rules = Rules { ttl_deletes: true, not_before: None, shape: None };
         Retry { letters, route: "copy", peer, rules, group: None, jitter, cancel }.key(key).await
     }
 
-    fn route() -> Scope {
+    pub(crate) fn route() -> Scope {
         Scope { route: "copy".to_owned(), peer: None }
     }
 }
@@ -379,7 +379,7 @@ async fn a_gap_is_shown_until_an_operator_has_settled_it() {
     }
     assert_eq!(status().await.problems, []);
     let from = Some(world.sandbox.clock().now());
-    let gap = Gap { shard: "shardId-1".to_owned(), after: "5".to_owned(), from, to: None };
+    let gap = Gap { shard: "shardId-1".to_owned(), after: "5".to_owned(), from, to: None, peers: Vec::new() };
     gaps.keep("copy", &gap).await.unwrap();
     let problems = status().await.problems;
     assert_eq!(problems.len(), 1);

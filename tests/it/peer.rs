@@ -54,6 +54,7 @@ async fn parts() -> Parts {
         table: world.peers[0].clone(),
         partition_key: "id".into(),
         stamp: STAMP.into(),
+        pristine: false,
         max_drift: Duration::from_secs(60),
         max_writes: None,
         gate: None,
@@ -318,6 +319,8 @@ async fn a_worker_is_dead_when_its_counter_stands_still_for_a_lease() {
     let (one, two) = (heart("one"), heart("two"));
     assert!(one.fence().is_none(), "no right to write before the first beat");
     one.beat().await.unwrap();
+    assert!(one.fence().is_none(), "nor before the first look at what operators ask for");
+    one.look().await.unwrap();
     assert!(one.fence().is_some());
     for _ in 0..4 {
         two.beat().await.unwrap();
@@ -336,7 +339,9 @@ async fn a_worker_is_dead_when_its_counter_stands_still_for_a_lease() {
     // A worker that came after the last look is not dead because it was never seen.
     assert!(two.dead(["new"]).is_empty());
     two.beat().await.unwrap();
+    assert!(two.fence().is_none(), "it does not know what operators asked for meanwhile");
     two.look().await.unwrap();
+    assert!(two.fence().is_some());
     assert_eq!(two.dead(["one", "new"]).into_iter().collect::<Vec<_>>(), ["one"]);
 }
 

@@ -105,6 +105,44 @@ fn without_an_account_the_placeholder_is_said() {
     assert!(output.stderr.is_empty() && said(&output).contains("123456789012:role/x"));
 }
 
+#[test]
+fn templates_are_a_file_for_each_account() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = directory.path();
+    std::fs::write(at.join("c.toml"), CONFIG).unwrap();
+    for (format, suffix, says) in [
+        ("cloudformation", "template.json", "AWSTemplateFormatVersion"),
+        ("terraform", "tf", "required_providers"),
+    ] {
+        let args = ["policy", "-c", "c.toml", "--format", format];
+        let several = shardwalker(at, &args);
+        assert_eq!(several.status.code(), Some(2), "{several:?}");
+        assert!(said(&several).contains("give --out DIRECTORY, or --side"), "{several:?}");
+        let output = shardwalker(at, &[&args[..], &["--out", format]].concat());
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(said(&output).lines().count(), 3);
+        for account in ["111111111111", "222222222222", "999999999999"] {
+            let text = std::fs::read_to_string(at.join(format).join(format!("{account}.{suffix}"))).unwrap();
+            assert!(text.contains(says), "{text}");
+            let side = shardwalker(at, &[&args[..], &["--side", account]].concat());
+            assert_eq!(String::from_utf8_lossy(&side.stdout).trim_end(), text.trim_end());
+        }
+    }
+}
+
+#[test]
+fn a_member_by_a_profile_is_said() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = CONFIG.replace("name = \"orders\"", "name = \"orders\"\n    profile = \"elsewhere\"");
+    std::fs::write(directory.path().join("c.toml"), config).unwrap();
+    let output = shardwalker(directory.path(), &["policy", "-c", "c.toml"]);
+    let words = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        output.status.success() && words.contains("member orders is reached by the profile elsewhere"),
+        "{words}"
+    );
+}
+
 /// A document with one statement; `to` makes it a resource's.
 fn statement(effect: &str, to: Option<&str>) -> Value {
     let mut statement = json!({"Effect": effect, "Action": "dynamodb:GetItem", "Resource": "*"});

@@ -162,7 +162,10 @@ async fn the_state_table_is_made_on_request_and_explained_otherwise() {
     assert_eq!(ttl.attribute_name(), Some("expires"));
     state.db.delete_table().table_name("shardwalker-state").send().await.unwrap();
     let said = world.build_without_state(world.config("", "")).await.err().unwrap().to_string();
-    assert!(said.contains("shardwalker-state does not exist; run with --create-state-table"), "{said}");
+    assert!(
+        said.contains("shardwalker-state does not exist; `shardwalker run --create-state-table` makes it"),
+        "{said}"
+    );
     world.sandbox.create_table(HOME, REGION, "shardwalker-state", &["id"], None).unwrap();
     let said = world.build(world.config("", "")).await.err().unwrap().to_string();
     assert!(said.contains("cannot be the state table: its key schema is"), "{said}");

@@ -181,6 +181,72 @@ fn worker_records(world: &World) -> f64 {
     world.sandbox.shards(&world.source).unwrap().iter().map(|shard| shard.records).sum::<usize>() as f64
 }
 
+/// So many items of 20 KB are twice as much as a lane holds (8 MB) with the pages on their way to it.
+const LARGE: usize = 1000;
+
+#[tokio::test(start_paused = true)]
+async fn a_shard_that_ages_out_while_its_peers_refuse_is_no_silent_loss() {
+    let world = World::with(Options { initial_shards: 1, ..Options::default() }, Some("NEW_AND_OLD_IMAGES"));
+    let worker = world.worker().await;
+    world.load(20, 60, 1).await;
+    world.until_equal().await;
+    for (account, _) in crate::world::PEERS {
+        world.sandbox.faults().add(Rule::new(Effect::Unavailable).operation("PutItem").account(account));
+    }
+    for item in 0..LARGE {
+        world.put(&format!("new{item}"), &"x".repeat(20_000)).await;
+    }
+    // The last have been read by nobody.
+    world.sandbox.roll_over(&world.source, None).unwrap();
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    world.sandbox.advance(Duration::from_secs(25 * 3600));
+    world.sandbox.faults().clear();
+    let stopped = || worker.metric("shardwalker_shards_stopped", &["gap"]) == 1.0;
+    eventually("the shard stops at the gap", stopped).await;
+    assert!(world.items(&world.peers[0]).len() < LARGE);
+    let gaps = world.rows("gaps#copy");
+    let after = gaps[0]["after"]["S"].as_str().unwrap();
+    assert!(gaps.len() == 1 && after.bytes().all(|b| b.is_ascii_digit()), "{gaps:?}");
+    assert!(
+        worker.problems().iter().any(|problem| problem.contains("were trimmed")),
+        "{:?}",
+        worker.problems()
+    );
+    worker.stop().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lane_that_stops_at_a_gap_does_not_look_done_while_the_others_go_on() {
+    let world = World::with(Options { initial_shards: 1, ..Options::default() }, Some("NEW_AND_OLD_IMAGES"));
+    let worker = world.worker().await;
+    world.load(20, 60, 1).await;
+    world.until_equal().await;
+    world.sandbox.faults().add(Rule::new(Effect::Unavailable).operation("PutItem").account(PEERS[0].0));
+    for item in 0..LARGE {
+        world.put(&format!("new{item}"), &"x".repeat(20_000)).await;
+    }
+    let all = world.items(&world.source).len();
+    let done = || worker.metric("shardwalker_changes_total", &["peer=\"c\"", "outcome=\"applied\""]) as usize;
+    eventually("the other peer has all", || done() >= LARGE).await;
+    eventually("and the load before", || world.items(&world.peers[1]).len() == all).await;
+    world.sandbox.trim(&world.source, None).unwrap();
+    world.sandbox.faults().clear();
+    world.put("after", "the gap").await;
+    let stopped = || worker.metric("shardwalker_shards_stopped", &["gap"]) == 1.0;
+    eventually("one lane stops at the gap", stopped).await;
+    let gaps = world.rows("gaps#copy");
+    assert_eq!((gaps.len(), gaps[0]["peers"]["SS"].to_string()), (1, r#"["b"]"#.to_owned()));
+    eventually("the other goes on", || world.items(&world.peers[1]).len() == all + 1).await;
+    // Nothing is left to do for it, and nothing is done.
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    let progress = worker.board.progress(tokio::time::Instant::now() - Duration::from_secs(10));
+    let peers = &progress["copy"].peers;
+    assert!(peers["b"].oldest.is_some() && peers["c"].oldest.is_none(), "{peers:?}");
+    assert!(world.items(&world.peers[0]).len() < all);
+    assert!(!worker.problems().is_empty());
+    worker.stop().await.unwrap();
+}
+
 #[tokio::test(start_paused = true)]
 async fn trimmed_records_stop_the_shard_loudly() {
     let world = World::new();
@@ -199,7 +265,9 @@ async fn trimmed_records_stop_the_shard_loudly() {
     let problems = worker.problems();
     assert_eq!(problems.len(), 2);
     assert!(problems[0].contains("were trimmed before they were read"), "{problems:?}");
-    assert_eq!(world.rows("gaps#copy").len(), 2);
+    let gaps = world.rows("gaps#copy");
+    assert!(gaps.iter().all(|gap| gap["peers"]["SS"] == serde_json::json!(["b", "c"])), "{gaps:?}");
+    assert_eq!(gaps.len(), 2);
     assert!(!world.items(&world.peers[0]).contains_key("{\"S\":\"after\"}"));
     worker.stop().await.unwrap();
 
@@ -484,6 +552,8 @@ async fn a_stream_that_was_turned_off_is_a_problem_and_a_new_one_needs_a_decisio
     stream(&world, false).await;
     let off = || worker.problems().iter().any(|problem| problem.contains("was turned off"));
     eventually("health says so", off).await;
+    let told = worker.board.progress(tokio::time::Instant::now())["copy"].trouble.clone();
+    assert_eq!(told.as_deref(), Some("the source's stream was turned off"), "and so does status");
     eventually("the old stream is read to its end", || all_done(&world)).await;
     worker.stop().await.unwrap();
     tokio::time::sleep(Duration::from_secs(60)).await;

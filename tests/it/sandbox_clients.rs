@@ -56,12 +56,40 @@ pub(crate) async fn python() -> Option<PathBuf> {
     if !found.is_ok_and(|output| output.status.success()) {
         return None;
     }
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let venv = root.join("target/venv-clients");
-    let made = Command::new("sh").arg(root.join("tests/clients/venv.sh")).arg(&venv).output();
+    Some(environment(Path::new(env!("CARGO_MANIFEST_DIR")).join("target/venv-clients")).await)
+}
+
+/// Makes the virtual environment, once for all tests that ask at the same time, in this process or in others.
+async fn environment(venv: PathBuf) -> PathBuf {
+    let lock = std::fs::File::create(venv.with_extension("lock")).unwrap();
+    let _locked = tokio::task::spawn_blocking(move || lock.lock().map(|()| lock)).await.unwrap().unwrap();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/venv.sh");
+    let made = Command::new("sh").arg(script).arg(&venv).output();
     let made = timeout(Duration::from_secs(600), made).await.unwrap().unwrap();
     assert!(made.status.success(), "no virtual environment: {}", String::from_utf8_lossy(&made.stderr));
-    Some(venv.join("bin/python"))
+    venv.join("bin/python")
+}
+
+#[tokio::test]
+async fn tests_that_begin_at_once_share_one_environment() {
+    if python().await.is_none() {
+        eprintln!(
+            "SKIPPED: tests_that_begin_at_once_share_one_environment needs python3, which is not on this machine"
+        );
+        return;
+    }
+    let directory = tempfile::tempdir().unwrap();
+    let venv = directory.path().join("venv");
+    let another = async {
+        let begun = async {
+            while !venv.join("pyvenv.cfg").exists() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        timeout(Duration::from_secs(60), begun).await.expect("the first one begins");
+        environment(venv.clone()).await
+    };
+    tokio::join!(environment(venv.clone()), another);
 }
 
 #[tokio::test]

@@ -1,12 +1,14 @@
-//! An endpoint that needs longer for a full page than a request may take.
+//! Pages that are smaller than what GetRecords gives: because a full one is too slow, or takes too much memory.
 
-use crate::world::World;
+use crate::sandbox_support::s;
+use crate::world::{World, eventually, with};
 use aws_smithy_runtime_api::client::http::{
     HttpClient, HttpConnector, HttpConnectorFuture, HttpConnectorSettings, SharedHttpClient,
     SharedHttpConnector,
 };
 use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
+use shardwalker::sandbox::Options;
 
 /// Passes requests on, but never answers a GetRecords for more than 300 records.
 #[derive(Debug)]
@@ -50,3 +52,25 @@ async fn pages_shrink_until_they_come_in_time() {
     assert!(worker.metric("shardwalker_retries_total", &["at=\"stream\"", "unknown-outcome"]) >= 2.0);
     worker.stop().await.unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn pages_shrink_until_they_fit_into_memory() {
+    let one = Options { initial_shards: 1, ..Options::default() };
+    let world = World::with(one, Some("NEW_AND_OLD_IMAGES"));
+    let names: Vec<String> = (0..400).map(|at| format!("attribute{at}")).collect();
+    let small: Vec<_> = names.iter().map(|name| (name.as_str(), s(""))).collect();
+    for item in 0..ITEMS {
+        let item = with(&format!("k{item}"), &small);
+        world.app.db.put_item().table_name("orders").set_item(Some(item)).send().await.unwrap();
+    }
+    let worker = world.worker().await;
+    let applied = || worker.metric("shardwalker_changes_total", &["outcome=\"applied\""]) as usize;
+    eventually("all is applied", || applied() == 2 * ITEMS).await;
+    assert!(world.all_equal());
+    // 5 KB each on the way and 60 KB in memory: the first page is of 1 MB, and some 70 fit into each after it.
+    let pages = worker.metric("shardwalker_pages_read_total", &["kind=\"full\""]);
+    assert!((5.0..20.0).contains(&pages), "{pages} pages");
+    worker.stop().await.unwrap();
+}
+
+const ITEMS: usize = 500;

@@ -42,6 +42,12 @@ variable "role_name" {
   default     = "shardwalker"
 }
 
+variable "read_whole" {
+  description = "Whether the table is read whole, too, for backfill, verify and repair"
+  type        = bool
+  default     = false
+}
+
 data "aws_dynamodb_table" "this" {
   name = var.table
 }
@@ -54,7 +60,8 @@ locals {
     peer   = ["dynamodb:PutItem", "dynamodb:DeleteItem"]
     group  = ["dynamodb:GetItem", "dynamodb:PutItem", "dynamodb:UpdateItem", "dynamodb:DeleteItem"]
   }
-  on_table  = concat(["dynamodb:DescribeTable"], local.writes[var.part])
+  whole     = ["dynamodb:GetItem", "dynamodb:Scan"]
+  on_table  = distinct(concat(["dynamodb:DescribeTable"], local.writes[var.part], var.read_whole ? local.whole : []))
   on_stream = ["dynamodb:DescribeStream", "dynamodb:GetRecords", "dynamodb:GetShardIterator"]
 }
 

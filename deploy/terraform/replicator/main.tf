@@ -306,8 +306,8 @@ resource "aws_appautoscaling_policy" "lag" {
     customized_metric_specification {
       namespace   = "Shardwalker"
       metric_name = "shardwalker_lag_seconds"
-      statistic   = "Average"
-      unit        = "Seconds"
+      # Without a unit, because the collector gives none: an alarm finds only what has its unit.
+      statistic = "Average"
     }
   }
 }

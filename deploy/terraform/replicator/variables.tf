@@ -19,7 +19,7 @@ variable "subnets" {
 }
 
 variable "policies" {
-  description = "ARNs of the managed policies that `shardwalker policy --format terraform` writes for this account"
+  description = "ARNs of more managed policies for the role; the file that `shardwalker policy --format terraform` writes for this account attaches its own"
   type        = list(string)
   default     = []
 }
@@ -37,7 +37,7 @@ variable "role_name" {
 }
 
 variable "workers" {
-  description = "The least and the most workers"
+  description = "The least and the most workers; the least is 0 at first, until the members let the role in"
   type        = object({ min = number, max = number })
   default     = { min = 2, max = 8 }
 }

@@ -104,6 +104,11 @@ fn a_customer_key_is_allowed_on_both_sides_and_only_through_dynamodb() {
     assert_eq!(statement["Condition"]["StringEquals"]["kms:ViaService"], via);
     let own = find(&documents, |a| matches!(a, Attach::Role(role) if role.contains("999999999999")));
     assert!(own.policy.to_string().contains(key));
+    let state = "arn:aws:kms:eu-west-1:999999999999:key/2";
+    let terms = Terms { keys: BTreeMap::from([(STATE_KEY.into(), state.into())]), ..Terms::default() };
+    let documents = written(&terms);
+    let own = find(&documents, |a| matches!(a, Attach::Role(role) if role.contains("999999999999")));
+    assert!(own.policy.to_string().contains(state), "the state table's");
     let terms = Terms { keys: BTreeMap::from([("x".into(), key.into())]), ..Terms::default() };
     assert_eq!(documents_of(&terms), Err(PolicyError::NoMember("x".into())));
 }
@@ -137,7 +142,56 @@ fn long_policies_are_split_or_refused() {
         .map(|r| r.as_str().unwrap().to_owned())
         .collect();
     assert_eq!(tables.len(), 100 + 1 + 1, "each table, the stream and the state table");
-    let networks = (0..2000).map(|n| format!("10.{}.{}.0/24", n / 256, n % 256)).collect();
-    let terms = Terms { networks, ..Terms::default() };
+    let networks = |many: u32| (0..many).map(|n| format!("10.{}.{}.0/24", n / 256, n % 256)).collect();
+    let terms = Terms { networks: networks(120), ..Terms::default() };
+    assert!(
+        matches!(documents_of(&terms), Err(PolicyError::TrustTooLong(role, _)) if role.ends_with("role/in"))
+    );
+    let terms = Terms { networks: networks(2000), ..Terms::default() };
     assert!(matches!(documents(&config, &terms), Err(PolicyError::TooLong(..))));
+}
+
+#[test]
+fn a_role_of_two_members_lets_in_with_the_external_id_of_each() {
+    let text = CONFIG.replace(
+        "table = \"arn:aws:dynamodb:eu-west-1:999999999999:table/three\"",
+        "table = \"arn:aws:dynamodb:eu-west-1:222222222222:table/three\"\n\
+         assume_role = { role = \"arn:aws:iam::222222222222:role/in\", external_id = \"other\" }",
+    );
+    let written =
+        |text: &str| documents(&Config::parse(text, "test", &|_| None).unwrap(), &Terms::default()).unwrap();
+    let condition = |documents: &[Document]| {
+        let trust = find(documents, |a| matches!(a, Attach::Trust(_)));
+        trust.policy["Statement"][0].get("Condition").cloned().unwrap_or_default()
+    };
+    let both = json!({"StringEquals": {"sts:ExternalId": ["other", "secret"]}});
+    assert_eq!(condition(&written(&text)), both);
+    let one_without = text.replace(", external_id = \"other\"", "");
+    assert_eq!(condition(&written(&one_without)), Value::Null, "who has none could not come in");
+}
+
+#[test]
+fn a_state_table_by_a_role_does_not_tell_where_the_replicator_is() {
+    let state = "table = \"arn:aws:dynamodb:eu-west-1:999999999999:table/state\"";
+    let by_role = format!("{state}\nassume_role = {{ role = \"arn:aws:iam::999999999999:role/state\" }}");
+    let config = Config::parse(&CONFIG.replace(state, &by_role), "test", &|_| None).unwrap();
+    assert!(principal(&config, &Terms::default()).contains(UNKNOWN_ACCOUNT));
+}
+
+#[test]
+fn a_state_table_of_another_account_has_a_resource_policy() {
+    let replicator = "arn:aws:iam::888888888888:role/shardwalker";
+    let terms = Terms {
+        principal: Some(replicator.into()),
+        features: [Feature::CreateStateTable].into(),
+        ..Terms::default()
+    };
+    let documents = written(&terms);
+    let state = find(&documents, |a| matches!(a, Attach::Table(table) if table.table == "state"));
+    assert_eq!(state.account, "999999999999");
+    let statement = &state.policy["Statement"][0];
+    assert_eq!(statement["Principal"]["AWS"], replicator);
+    let actions = statement["Action"].to_string();
+    assert!(actions.contains("BatchGetItem") && !actions.contains("CreateTable"), "{actions}");
+    assert!(!actions.contains("TimeToLive"), "no resource policy can allow that: {actions}");
 }

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 const DOCS: &str = include_str!("../../../docs/config.md");
 const EXAMPLE: &str = include_str!("../../../deploy/config.example.toml");
 const TOP: &str = "Top level";
-const SECTIONS: [&str; 14] = [
+const SECTIONS: [&str; 17] = [
     TOP,
     "[state]",
     "[state.assume_role]",
@@ -16,6 +16,9 @@ const SECTIONS: [&str; 14] = [
     "[member.assume_role]",
     "[[route]]",
     "[route.guard]",
+    "[route.shape]",
+    "[[feed]]",
+    "[feed.assume_role]",
     "[[group]]",
     "[group.guard]",
     "[read]",
@@ -54,6 +57,8 @@ fn documented() -> BTreeMap<&'static str, Vec<Row>> {
     sections
 }
 
+const FEED: &str = "[[feed]]\nname = \"lake\"\nurl = \"s3://lake/orders\"\nregion = \"eu-west-1\"";
+
 /// The sound file with one more line in a section.
 fn with(section: &str, line: &str) -> String {
     let role = "role = \"arn:aws:iam::111111111111:role/r\"";
@@ -69,6 +74,9 @@ fn with(section: &str, line: &str) -> String {
         ),
         "[[route]]" => format!("{SOUND}{line}\n"),
         "[route.guard]" => format!("{SOUND}[route.guard]\nmax_delete_share = 0.5\n{line}\n"),
+        "[route.shape]" => format!("{SOUND}[route.shape]\n{line}\n"),
+        "[[feed]]" => format!("{SOUND}{FEED}\n{line}\n"),
+        "[feed.assume_role]" => format!("{SOUND}{FEED}\n[feed.assume_role]\n{role}\n{line}\n"),
         "[[group]]" => group(line),
         "[group.guard]" => group(&format!("[group.guard]\nmax_delete_share = 0.5\n{line}")),
         _ => format!("{SOUND}{section}\n{line}\n"),
@@ -88,7 +96,7 @@ fn known(section: &str) -> BTreeSet<String> {
     let mut keys: BTreeSet<String> = keys.split(", ").map(str::to_owned).collect();
     if section == TOP {
         for section in
-            ["state", "member", "route", "group", "read", "write", "lease", "dead_letters", "admin"]
+            ["state", "member", "route", "feed", "group", "read", "write", "lease", "dead_letters", "admin"]
         {
             assert!(keys.remove(section), "{section} is a section");
         }
@@ -173,8 +181,9 @@ fn the_example_file_is_sound_with_and_without_its_comments() {
     for section in SECTIONS {
         for key in known(section) {
             let written = whole.iter().any(|line| line.starts_with(&format!("{key} = ")));
-            let table = ["assume_role", "guard"].contains(&key.as_str());
-            assert!(written || table, "{key} of {section} is in the example");
+            // Tables, and one of two keys of which a file has one.
+            let other = ["assume_role", "guard", "shape", "mask_key_file"].contains(&key.as_str());
+            assert!(written || other, "{key} of {section} is in the example");
         }
     }
 }

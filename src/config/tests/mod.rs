@@ -6,6 +6,7 @@ mod groups;
 mod problems;
 mod roundtrip;
 mod routes;
+mod shape;
 
 use super::Config;
 

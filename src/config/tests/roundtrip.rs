@@ -240,8 +240,8 @@ prop_compose! {
     ) -> Route {
         let max_writes = rate.into_iter().map(|rate| (0, rate)).collect();
         Route {
-            name, from: 0, to: Vec::new(), ttl_deletes, stamp: String::new(), start, on_gap, max_clock_drift, max_writes,
-            guard,
+            name, from: 0, to: Vec::new(), feeds: Vec::new(), ttl_deletes, stamp: String::new(), start, on_gap, max_clock_drift, max_writes, reversible: false, back_of: None, pristine: false,
+            guard, shape: None,
             group: None,
         }
     }
@@ -339,6 +339,7 @@ prop_compose! {
             members,
             routes,
             groups,
+            feeds: Vec::new(),
             read: Read { idle_interval, min_interval, list_interval, describe_rate, memory_mb },
             write: Write { in_flight, request_timeout, checkpoint_interval },
             lease: Lease { duration, renew_interval, look_interval, handoff_timeout, worker },

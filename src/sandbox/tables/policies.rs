@@ -33,17 +33,18 @@ const NARROWING: [&str; 11] = [
 #[derive(Debug, Clone)]
 pub struct ResourcePolicy {
     revision: String,
-    document: Propagating<Option<Document>>,
+    /// With the revision of each.
+    document: Propagating<Option<(Document, String)>>,
 }
 
 impl ResourcePolicy {
     /// What decides at a time, in milliseconds since 1970.
     #[must_use]
     pub fn effective(&self, now_ms: u64) -> Option<&Document> {
-        self.document.effective(now_ms).as_ref()
+        self.document.effective(now_ms).as_ref().map(|(document, _)| document)
     }
 
-    fn latest(&self) -> Option<&Document> {
+    fn latest(&self) -> Option<&(Document, String)> {
         self.document.latest().as_ref()
     }
 }
@@ -98,15 +99,16 @@ impl Region {
             revision: String::new(),
             document: Propagating::settled(None),
         });
-        policy.document.set(Some(document), now, effective);
+        policy.document.set(Some((document, revision.clone())), now, effective);
         policy.revision.clone_from(&revision);
         Ok(json!({ "RevisionId": revision }))
     }
 
-    /// GetResourcePolicy: what was put last, in effect or not.
+    /// GetResourcePolicy: what is in effect. AWS says of it that it may show an earlier policy, or none, for a while.
     pub(in crate::sandbox) fn get_resource_policy(&mut self, arn: &Arn) -> ApiResult<Value> {
+        let now = self.now_ms();
         let slot = self.policy_slot(arn)?;
-        let found = slot.as_ref().and_then(|policy| Some((policy.latest()?, &policy.revision)));
+        let found = slot.as_ref().and_then(|policy| policy.document.effective(now).as_ref());
         let (document, revision) = found.ok_or_else(|| no_policy(arn))?;
         Ok(json!({"Policy": document.text, "RevisionId": revision}))
     }

@@ -157,7 +157,11 @@ impl Resolved {
                 r.needs_of_account(operation, "table/*/stream/*");
             }
             "CreateTable" => {
-                let name = body.get("TableName").and_then(Value::as_str).unwrap_or_default().to_owned();
+                let mut name = body.get("TableName").and_then(Value::as_str).unwrap_or_default().to_owned();
+                if name.starts_with("arn:") {
+                    name = r.table(&name)?.table;
+                    body["TableName"] = name.clone().into();
+                }
                 r.needs_of_account(operation, &format!("table/{name}"));
                 r.table = Some(name);
             }

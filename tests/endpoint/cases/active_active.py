@@ -50,7 +50,7 @@ def run(context):
     same, seen = equal(members)
     assert same, seen
     written = set().union(*(writer.contents for writer in writers))
-    for key, item in compare.read(members[0]).items():
+    for key, item in (pair for member in members for pair in compare.read(member).items()):
         assert item["by"]["S"] in written, f"{key} has a content that nobody wrote: {item}"
         stamp = item.get(compare.STAMP, {}).get("S", "")
         assert ".d." not in stamp, f"{key} is marked as being deleted"

@@ -4,6 +4,7 @@ import time
 
 import compare
 from load import Background
+from service import total
 from waits import until
 
 NAME = "two_workers"
@@ -23,14 +24,15 @@ def run(context):
 
     writer = Background(lambda: load.mix(load.total, load.total * 2))
     progress(load, 0.2)
+    shards = held(first) + held(second)
     first.pause()
     context.say(f"SIGSTOP of the first worker after {load.changes} changes")
-    reached = compare.count(group.peers[0])
+    reached = applied(second)
 
     def taken_over():
         second.check_alive()
-        count = compare.count(group.peers[0])
-        return count > reached + load.total // 10 or not writer.running(), count
+        count, leases = applied(second), held(second)
+        return count > reached and leases >= shards, (count, leases)
 
     until("the second worker takes over", taken_over, 60)
     first.resume()
@@ -39,10 +41,20 @@ def run(context):
     context.say("SIGCONT of the first; the peers are identical with the source")
     second.kill()
     load.change(load.total // 4)
-    held = compare.converged(None, load.expected, group.peers, 120)
-    compare.check_stamps(held, started)
+    stamped = compare.converged(None, load.expected, group.peers, 120)
+    compare.check_stamps(stamped, started)
     context.say("kill -9 of the second; the first goes on alone")
     assert first.terminate() == 0, f"exit code after SIGTERM; see {first.log}"
+
+
+def held(worker):
+    """How many shards a worker holds."""
+    return total(worker.metrics(), "shardwalker_leases_held")
+
+
+def applied(worker):
+    """How many changes a worker has applied, at all peers."""
+    return total(worker.metrics(), "shardwalker_changes_total", outcome="applied")
 
 
 def progress(load, part):

@@ -8,6 +8,7 @@ use flate2::write::GzEncoder;
 use md5::{Digest as _, Md5};
 use serde_json::{Value, json};
 use shardwalker::backfill::{Ended, Request};
+use shardwalker::config::flag::Location;
 use shardwalker::peer::Seeded;
 use std::io::Write as _;
 use std::path::Path;
@@ -55,7 +56,7 @@ fn summary(folder: &Path, summary: &Value) {
 }
 
 fn from(folder: &TempDir) -> Request {
-    Request { segments: None, export: Some(folder.path().to_owned()), ..request() }
+    Request { segments: None, export: Some(Location::Files(folder.path().to_owned())), ..request() }
 }
 
 #[tokio::test(start_paused = true)]

@@ -39,6 +39,10 @@ pub(super) struct Plan {
     pub(super) network: Delays,
     /// How wrong the clocks of the sources' streams are, in seconds.
     pub(super) stream_clocks: Vec<i64>,
+    /// Shards stop at what was lost, until an operator lets them go on at the end.
+    pub(super) stops: bool,
+    /// Whether each route leads to a feed too. Only where nothing is lost: a feed has what it read.
+    pub(super) feeds: bool,
 }
 
 /// One thing that happens.
@@ -61,6 +65,11 @@ pub(super) enum Event {
     },
     /// Drops the records of a shard that every peer has done.
     Trim {
+        route: usize,
+        pick: usize,
+    },
+    /// Drops the records of a shard of which every peer has had some: whoever lags has lost the others.
+    TrimUnread {
         route: usize,
         pick: usize,
     },
@@ -99,6 +108,20 @@ pub(super) enum Event {
         route: usize,
         peer: usize,
     },
+    /// The workers' calls are refused from now on, or no more.
+    Close(Closed),
+    Open(Closed),
+}
+
+/// What is closed to the workers, by policy or by an outage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Closed {
+    /// Reading a source's stream is denied.
+    Stream(usize),
+    /// Nothing of a source answers, its stream neither.
+    Source(usize),
+    /// Everything is denied in the state table.
+    State,
 }
 
 /// What an application does.
@@ -170,6 +193,8 @@ impl Plan {
             seed,
             world,
             stream_clocks: vec![0; routes.len()],
+            stops: false,
+            feeds: false,
             routes,
             workers,
             shards: draw.random_range(1..=3),
@@ -186,6 +211,12 @@ impl Plan {
         };
         if world == World::Group && draw.random_ratio(1, 4) {
             plan.set_wrong(draw);
+        }
+        closures(draw, plan.routes.len(), length, &mut plan.events);
+        if world == World::Routes {
+            losses(draw, plan.routes.len(), length, &mut plan.events);
+            plan.stops = plan.loses() && draw.random();
+            plan.feeds = draw.random_ratio(1, 4) && !plan.loses();
         }
         plan
     }
@@ -207,6 +238,8 @@ impl Plan {
             weather: Weather::default(),
             network: Delays { usual_ms: 50, slow: 0.0, held: 0.0 },
             stream_clocks: vec![0; 2],
+            stops: false,
+            feeds: false,
         }
     }
 
@@ -224,8 +257,8 @@ impl Plan {
     }
 
     /// Whether records are lost unread.
-    pub(super) fn has_outage(&self) -> bool {
-        self.events.iter().any(|(_, event)| *event == Event::Outage)
+    pub(super) fn loses(&self) -> bool {
+        self.events.iter().any(|(_, event)| matches!(event, Event::Outage | Event::TrimUnread { .. }))
     }
 }
 
@@ -357,6 +390,40 @@ fn denials(draw: &mut StdRng, routes: &[usize], length: u64, events: &mut Vec<(D
         events.push((begun, Event::Deny { route, peer }));
         events.push((ended, Event::Allow { route, peer }));
     }
+}
+
+/// Drawn last, and so are all that are added: what a seed decided before stays.
+fn closures(draw: &mut StdRng, routes: usize, length: u64, events: &mut Vec<(Duration, Event)>) {
+    if !draw.random_ratio(1, 3) {
+        return;
+    }
+    let route = draw.random_range(0..routes);
+    let closed = *[Closed::Stream(route), Closed::Source(route), Closed::State].choose(draw).unwrap();
+    let begun = at(draw, length);
+    let ended = begun + Duration::from_millis(draw.random_range(500..15_000));
+    events.extend([(begun, Event::Close(closed)), (ended, Event::Open(closed))]);
+    events.sort_by_key(|(at, _)| *at);
+}
+
+/// Records that are gone before they were read, most often while a peer refuses everything.
+fn losses(draw: &mut StdRng, routes: usize, length: u64, events: &mut Vec<(Duration, Event)>) {
+    if !draw.random_ratio(1, 8) {
+        return;
+    }
+    for _ in 0..draw.random_range(1..=3) {
+        let denied = events.iter().find_map(|(at, event)| match event {
+            Event::Deny { route, .. } => Some((*at, *route)),
+            _ => None,
+        });
+        let (route, begun) = match denied {
+            Some((begun, route)) if draw.random_ratio(3, 4) => {
+                (route, begun + Duration::from_millis(draw.random_range(0..15_000)))
+            }
+            _ => (draw.random_range(0..routes), at(draw, length)),
+        };
+        events.push((begun, Event::TrimUnread { route, pick: draw.random_range(0..100) }));
+    }
+    events.sort_by_key(|(at, _)| *at);
 }
 
 /// Each kind of fault in half of the runs, rare or frequent.

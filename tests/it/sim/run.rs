@@ -1,8 +1,8 @@
 //! One run: the world of a plan, its events in time, then quiet, then the verdict.
 
-use super::judge::{Court, Group, Judge, OneWay, STATE};
+use super::judge::{Court, Group, Judge, LAKE, OneWay, STATE};
 use super::network::{Line, Network, Sabotage};
-use super::plan::{Delays, Event, LEASE, Plan, REQUEST, World};
+use super::plan::{Closed, Delays, Event, LEASE, Plan, REQUEST, World};
 use aws_credential_types::provider::SharedCredentialsProvider;
 use aws_smithy_runtime_api::client::http::SharedHttpClient;
 use shardwalker::aws::Base;
@@ -92,10 +92,15 @@ struct Stage {
     /// By route and peer: name and ARN.
     peers: Vec<Vec<(String, String)>>,
     denied: BTreeSet<(usize, usize)>,
+    closed: BTreeSet<Closed>,
     lines: Vec<Line>,
     delays: Arc<Mutex<Delays>>,
     workers: Vec<Option<Worker>>,
     starts: u64,
+    /// The workers stop at what was lost.
+    stops: bool,
+    /// Where the routes' feed lies.
+    lake: Option<tempfile::TempDir>,
     /// The network; it ends with the run.
     _network: Tasks<()>,
 }
@@ -126,8 +131,12 @@ impl Stage {
             World::Routes => routes(&sandbox, &plan.routes),
             World::Group => members(&sandbox, plan.routes.len()),
         };
+        let lake = plan.feeds.then(|| tempfile::tempdir().unwrap());
         let judge: Arc<Mutex<dyn Judge>> = match plan.world {
-            World::Routes => Arc::new(Mutex::new(OneWay::new(court, &sources, &peers))),
+            World::Routes => {
+                let lake = lake.as_ref().map(|lake| lake.path().to_owned());
+                Arc::new(Mutex::new(OneWay::new(court, &sources, &peers, lake)))
+            }
             World::Group => Arc::new(Mutex::new(Group::new(court, &sources, &peers, &plan.stream_clocks))),
         };
         let door = sandbox.http_client();
@@ -136,7 +145,7 @@ impl Stage {
         let delays = network.delays();
         let mut tasks = Tasks::new();
         tasks.spawn(network.run());
-        let workers = (0..plan.workers).map(|_| None).collect();
+        let (stops, workers) = (plan.stops, (0..plan.workers).map(|_| None).collect());
         let stage = Self {
             plan,
             sandbox,
@@ -145,15 +154,19 @@ impl Stage {
             sources,
             peers,
             denied: BTreeSet::new(),
+            closed: BTreeSet::new(),
             lines,
             delays,
             workers,
             starts: 0,
+            stops,
+            lake,
             _network: tasks,
         };
         for (source, wrong_by) in stage.sources.iter().zip(&stage.plan.stream_clocks) {
             stage.sandbox.set_stream_clock(source, wrong_by * 1000).unwrap();
         }
+        stage.judge().stops_at_gaps(stops);
         stage.sandbox.faults().set_weather(stage.plan.weather);
         stage.set_faults();
         stage
@@ -171,6 +184,19 @@ impl Stage {
             let account = self.peers[*route][*peer].1.split(':').nth(4).unwrap_or_default();
             for operation in ["PutItem", "UpdateItem", "DeleteItem"] {
                 faults.add(Rule::new(Effect::Deny).account(account).operation(operation));
+            }
+        }
+        for closed in &self.closed {
+            let account = |route: usize| self.sources[route].split(':').nth(4).unwrap_or_default();
+            let rules = match *closed {
+                Closed::Stream(route) => ["DescribeStream", "GetShardIterator", "GetRecords"]
+                    .map(|read| Rule::new(Effect::Deny).account(account(route)).operation(read))
+                    .to_vec(),
+                Closed::Source(route) => vec![Rule::new(Effect::Unavailable).account(account(route))],
+                Closed::State => vec![Rule::new(Effect::Deny).account(HOME)],
+            };
+            for rule in rules {
+                faults.add(rule.caller(HOME));
             }
         }
         self.plan.faults.iter().for_each(|rule| faults.add(rule.clone()));
@@ -203,13 +229,27 @@ impl Stage {
                 let shard = Some(open[pick % open.len()].id.as_str());
                 let how = if split { Sandbox::split } else { Sandbox::roll_over };
                 how(&self.sandbox, source, shard).unwrap();
+                self.judge().resharded(route);
             }
-            Event::RollOver { route } => self.sandbox.roll_over(&self.sources[route], None).unwrap(),
+            Event::RollOver { route } => {
+                self.sandbox.roll_over(&self.sources[route], None).unwrap();
+                self.judge().resharded(route);
+            }
             Event::Trim { route, pick } => {
                 let settled = self.judge().settled_shards(route);
                 if !settled.is_empty() {
                     let shard = Some(settled[pick % settled.len()].as_str());
                     self.sandbox.trim(&self.sources[route], shard).unwrap();
+                }
+            }
+            Event::TrimUnread { route, pick } => {
+                let begun = self.judge().begun_shards(route);
+                if !begun.is_empty() {
+                    let shard = Some(begun[pick % begun.len()].as_str());
+                    self.judge().age(route, shard);
+                    self.sandbox.trim(&self.sources[route], shard).unwrap();
+                    // What comes next has another creation time, as most that is left when records age out.
+                    sleep(Duration::from_secs(1)).await;
                 }
             }
             Event::Start { worker, skew } => self.start(worker, skew),
@@ -247,7 +287,7 @@ impl Stage {
                     }
                 }
                 sleep(OUTAGE).await;
-                self.judge().age();
+                (0..self.sources.len()).for_each(|route| self.judge().age(route, None));
                 back.into_iter().for_each(|worker| self.start(worker, 0));
             }
             Event::Deny { route, peer } => {
@@ -256,6 +296,14 @@ impl Stage {
             }
             Event::Allow { route, peer } => {
                 self.denied.remove(&(route, peer));
+                self.set_faults();
+            }
+            Event::Close(closed) => {
+                self.closed.insert(closed);
+                self.set_faults();
+            }
+            Event::Open(closed) => {
+                self.closed.remove(&closed);
                 self.set_faults();
             }
         }
@@ -328,11 +376,18 @@ impl Stage {
     }
 
     fn route_sections(&self, text: &mut String) {
+        if let Some(lake) = &self.lake {
+            let place = lake.path().display();
+            let _ = write!(text, "[[feed]]\nname = \"{LAKE}\"\nurl = \"file://{place}\"\n");
+            text.push_str("compression = \"none\"\npartition = \"none\"\nroll_age = \"3s\"\n");
+        }
         for (route, peers) in self.peers.iter().enumerate() {
-            let names: Vec<_> = peers.iter().map(|(name, _)| format!("\"{name}\"")).collect();
+            let lake = self.lake.iter().map(|_| LAKE);
+            let names = peers.iter().map(|(name, _)| name.as_str()).chain(lake);
+            let names: Vec<_> = names.map(|name| format!("\"{name}\"")).collect();
             let to = names.join(", ");
             let _ = write!(text, "[[route]]\nname = \"r{route}\"\nfrom = \"s{route}\"\nto = [{to}]\n");
-            if self.plan.has_outage() {
+            if self.plan.loses() && !self.stops {
                 text.push_str("on_gap = \"continue\"\n");
             }
         }
@@ -342,10 +397,21 @@ impl Stage {
     async fn end(&mut self) {
         self.judge().court_mut().note("-- the faults end");
         self.denied.clear();
+        self.closed.clear();
         self.sandbox.faults().clear();
         self.sandbox.faults().set_weather(Weather::default());
         *self.delays.lock().unwrap_or_else(PoisonError::into_inner) = Delays::CALM;
         self.workers.iter().flatten().for_each(|worker| worker.pause.resume());
+        if self.stops {
+            // For a while nothing gets past what was lost; then an operator lets all go on.
+            sleep(2 * LEASE).await;
+            self.stops = false;
+            self.judge().stops_at_gaps(false);
+            for worker in 0..self.workers.len() {
+                self.happen(Event::Crash { worker }).await;
+                self.start(worker, 0);
+            }
+        }
         if self.workers.iter().flatten().all(|worker| worker.drain.is_cancelled()) {
             self.start(0, 0);
         }

@@ -344,12 +344,22 @@ impl Judge for Group {
         }
     }
 
-    fn age(&mut self) {
-        self.court.fail("this judge knows of no outage");
+    fn resharded(&mut self, source: usize) {
+        self.members[source].stream.look(&self.court.sandbox);
     }
+
+    fn age(&mut self, _: usize, _: Option<&str>) {
+        self.court.fail("this judge knows of nothing that is lost");
+    }
+
+    fn stops_at_gaps(&mut self, _: bool) {}
 
     fn settled_shards(&self, source: usize) -> Vec<String> {
         self.checkpoints.shards(&self.court.sandbox, &self.members[source].stream).0
+    }
+
+    fn begun_shards(&self, _: usize) -> Vec<String> {
+        Vec::new()
     }
 
     fn caught_up(&self) -> bool {

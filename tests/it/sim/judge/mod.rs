@@ -5,13 +5,15 @@
 //! the named predicates at every write to a member, every tombstone and every checkpoint, and at the end.
 //!
 //! Here is what all judges have; [`one_way`] judges routes whose peers nobody else writes to, [`group`] members that
-//! are each written by applications of their own.
+//! are each written by applications of their own, and `files` what a feed beside a route's peers holds.
 
+mod files;
 mod group;
 mod one_way;
 mod request;
 mod stream;
 
+pub(super) use files::LAKE;
 pub(super) use group::Group;
 pub(super) use one_way::OneWay;
 pub(super) use request::Request;
@@ -45,10 +47,16 @@ pub(super) trait Judge: Send {
     fn before(&self, request: &Request) -> Option<Value>;
     /// A worker's request has landed, on an item that was `before`.
     fn landed(&mut self, request: &Request, before: Option<Value>);
-    /// Time has passed: records that were not done before have aged out.
-    fn age(&mut self);
+    /// A source has other shards than before.
+    fn resharded(&mut self, source: usize);
+    /// Time has passed: records that were not done before have aged out. So have those of `shard`, of whatever age.
+    fn age(&mut self, source: usize, shard: Option<&str>);
+    /// Whether workers stop at what they have lost, and may not pass over it.
+    fn stops_at_gaps(&mut self, stops: bool);
     /// The shards of a source whose records are all done.
     fn settled_shards(&self, source: usize) -> Vec<String>;
+    /// The shards of a source that every peer has begun.
+    fn begun_shards(&self, source: usize) -> Vec<String>;
     /// Whether everything that was written has arrived and is checkpointed.
     fn caught_up(&self) -> bool;
     /// Complains of what is not as it must be when all is quiet.
@@ -129,7 +137,7 @@ impl Court {
             Err(_) => "lost".to_owned(),
         };
         self.note(&format!("w{worker} {} {} -> {outcome}", request.operation, request.about()));
-        if request.is_member_write() {
+        if request.is_member_write() && !request.is_question() {
             self.requests += 1;
         }
     }

@@ -1,5 +1,6 @@
 //! The judge of one-way routes: each has a source of its own, and nobody else writes to its peers.
 
+use super::files::{LAKE, files_differ};
 use super::stream::{Checkpoints, Record, Stream, Wrote};
 use super::{Court, Judge, Request, STAMP, show, stamp_of};
 use crate::sim::plan::Act;
@@ -8,6 +9,7 @@ use shardwalker::invariants::{self, Fate};
 use shardwalker::sandbox::arn::Arn;
 use shardwalker::version::Version;
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 
 /// How long records stay in a stream.
 const RETENTION_MS: u64 = 24 * 3_600_000;
@@ -23,15 +25,14 @@ struct Source {
     /// The version of each write, by the number that is in its content.
     versions: BTreeMap<u64, Version>,
     may_have_gaps: bool,
-    must_have_gaps: bool,
 }
 
 impl Source {
-    /// Whether the record of this version of a key was lost.
-    fn lost(&self, key: &str, version: Version) -> bool {
+    /// Whether the record of this version of a key was lost for a peer.
+    fn lost(&self, key: &str, version: Version, peer: &str) -> bool {
         let mut records = self.stream.shards.values().flat_map(|shard| &shard.records);
-        self.may_have_gaps
-            && records.any(|record| record.key == key && record.version == version && record.lost)
+        let is_it = |record: &Record| record.key == key && record.version == version;
+        self.may_have_gaps && records.any(|record| is_it(record) && record.lost.contains(peer))
     }
 }
 
@@ -67,9 +68,15 @@ impl At {
             true if reached(self.tombstone) => Fate::Superseded,
             false if reached(self.deleted) => Fate::Applied,
             false if self.highest.is_some_and(|highest| highest > record.version) => Fate::Superseded,
-            _ if record.lost => Fate::Lost,
             _ => Fate::Open,
         }
+    }
+}
+
+impl Peer {
+    fn fate(&self, record: &Record) -> Fate {
+        let fate = self.keys.get(&record.key).cloned().unwrap_or_default().fate(record);
+        if fate == Fate::Open && record.lost.contains(&self.name) { Fate::Lost } else { fate }
     }
 }
 
@@ -81,10 +88,19 @@ pub(in crate::sim) struct OneWay {
     large: BTreeSet<String>,
     checkpoints: Checkpoints,
     writes: u64,
+    /// Workers stop at what was lost.
+    stops: bool,
+    /// Where the files of each route's feed are.
+    lake: Option<PathBuf>,
 }
 
 impl OneWay {
-    pub(in crate::sim) fn new(court: Court, sources: &[String], peers: &[Vec<(String, String)>]) -> Self {
+    pub(in crate::sim) fn new(
+        court: Court,
+        sources: &[String],
+        peers: &[Vec<(String, String)>],
+        lake: Option<PathBuf>,
+    ) -> Self {
         let routed =
             peers.iter().enumerate().flat_map(|(route, peers)| peers.iter().map(move |peer| (route, peer)));
         let peer = |(route, (name, arn)): (usize, &(String, String))| Peer {
@@ -95,13 +111,17 @@ impl OneWay {
             keys: BTreeMap::new(),
         };
         let pairs = sources.iter().zip(peers).enumerate();
+        let stream = |route: usize, source: &String, peers: &[(String, String)]| {
+            let mut stream = Stream::new(source, route + 1, peers);
+            stream.peers.extend(lake.iter().map(|_| LAKE.to_owned()));
+            stream
+        };
         let sources = pairs.map(|(route, (source, peers))| Source {
-            stream: Stream::new(source, route + 1, peers),
+            stream: stream(route, source, peers),
             items: BTreeMap::new(),
             last: BTreeMap::new(),
             versions: BTreeMap::new(),
             may_have_gaps: false,
-            must_have_gaps: false,
         });
         Self {
             court,
@@ -110,13 +130,15 @@ impl OneWay {
             large: BTreeSet::new(),
             checkpoints: Checkpoints::default(),
             writes: 0,
+            stops: false,
+            lake,
         }
     }
 
     fn take_down(&mut self, route: usize, number: u64, key: &str, wrote: Wrote) -> Option<(String, Record)> {
         let source = &mut self.sources[route];
         let (shard, record) = source.stream.take_down(&self.court.sandbox, key, wrote, [])?;
-        self.court.owed += source.stream.peers.len() as u64;
+        self.court.owed += self.peers.iter().filter(|peer| peer.route == route).count() as u64;
         source.last.insert(key.to_owned(), (record.version, wrote == Wrote::Put));
         source.versions.insert(number, record.version);
         Some((shard, record))
@@ -187,9 +209,15 @@ impl OneWay {
         let known = self.peers.iter().find(|peer| lease["peers"]["M"].get(&peer.name).is_some());
         let Some(route) = known.map(|peer| peer.route) else { return };
         let fate = |name: &str, record: &Record| {
+            if name == LAKE {
+                // What is in its files is seen in the end.
+                return Fate::Applied;
+            }
             let peer = self.peers.iter().find(|peer| peer.name == name);
-            let at = peer.and_then(|peer| peer.keys.get(&record.key)).cloned().unwrap_or_default();
-            at.fate(record)
+            match peer.map_or(Fate::Open, |peer| peer.fate(record)) {
+                Fate::Lost if self.stops && !record.early => Fate::Open,
+                fate => fate,
+            }
         };
         let wrong = self.checkpoints.judge(&self.sources[route].stream, lease, fate);
         wrong.iter().for_each(|wrong| self.court.fail(wrong));
@@ -199,6 +227,31 @@ impl OneWay {
     fn gaps(&self, route: usize) -> Vec<Value> {
         let own = format!("gaps#r{route}");
         self.court.state_rows("gaps#").filter(|row| row["pk"]["S"] == own.as_str()).collect()
+    }
+
+    /// The records of a route that a peer has lost, and that no gap tells of: one of their shard, or, when that aged out
+    /// as a whole, of a later one.
+    fn silent(&self, route: usize) -> Vec<String> {
+        let gaps = self.gaps(route);
+        let mut silent = Vec::new();
+        for peer in self.peers.iter().filter(|peer| peer.route == route) {
+            for (shard, known) in &self.sources[route].stream.shards {
+                let stream = &self.sources[route].stream;
+                let of =
+                    |gap: &&Value| gap["shard"]["S"].as_str().is_some_and(|at| stream.leads_to(shard, at));
+                let tells = |gap: &Value| {
+                    let peers = gap["peers"]["SS"].as_array();
+                    peers.is_some_and(|peers| peers.iter().any(|name| *name == peer.name.as_str()))
+                };
+                let kept = gaps.iter().filter(of).any(tells);
+                let lost = |record: &&Record| !record.early && peer.fate(record) == Fate::Lost;
+                let lost = known.records.iter().filter(|_| !kept).find(lost);
+                silent.extend(lost.map(|record| {
+                    format!("{} of {shard} was lost for {}, and no gap says so", record.sequence, peer.name)
+                }));
+            }
+        }
+        silent
     }
 
     /// Where the peers of a route differ from what was written.
@@ -215,7 +268,9 @@ impl OneWay {
             for (key, (version, put)) in &source.last {
                 let last = put.then_some(*version);
                 let (item, stamp) = found.remove(key).unzip();
-                if peer.keys.get(key).is_some_and(|at| !at.letters.is_empty()) || source.lost(key, *version) {
+                if peer.keys.get(key).is_some_and(|at| !at.letters.is_empty())
+                    || source.lost(key, *version, &peer.name)
+                {
                     continue;
                 }
                 let stamp = stamp.flatten();
@@ -313,29 +368,48 @@ impl Judge for OneWay {
         }
     }
 
-    fn age(&mut self) {
-        let horizon = self.court.sandbox.clock().now_ms() - RETENTION_MS;
+    fn resharded(&mut self, source: usize) {
+        self.sources[source].stream.look(&self.court.sandbox);
+    }
+
+    fn age(&mut self, route: usize, shard: Option<&str>) {
+        let horizon = self.court.sandbox.clock().now_ms().saturating_sub(RETENTION_MS);
         // A route begins with a row for its stream; one for a table is written before that.
         let is_start = |row: &Value| row["sk"]["S"].as_str().is_some_and(|sk| sk.starts_with("stream#"));
-        for (route, source) in self.sources.iter_mut().enumerate() {
-            let own = format!("route#r{route}");
-            let mut rows = self.court.state_rows("route#");
-            let begun = rows.any(|row| row["pk"]["S"] == own.as_str() && is_start(&row));
-            let peers = &source.stream.peers;
-            for (id, shard) in &mut source.stream.shards {
-                for record in shard.records.iter_mut().filter(|record| record.created_ms <= horizon) {
-                    let mut saved = peers.iter().map(|name| self.checkpoints.of(id, name));
-                    record.lost = !saved.all(|saved| saved.done || saved.sequence >= Some(record.sequence));
-                    // What was there before the route began was never promised.
-                    source.must_have_gaps |= record.lost && begun;
-                }
+        let own = format!("route#r{route}");
+        let mut rows = self.court.state_rows("route#");
+        let begun = rows.any(|row| row["pk"]["S"] == own.as_str() && is_start(&row));
+        let source = &mut self.sources[route];
+        let peers = &source.stream.peers;
+        for (id, known) in &mut source.stream.shards {
+            let trimmed = shard == Some(id);
+            for record in known.records.iter_mut().filter(|record| trimmed || record.created_ms <= horizon) {
+                let lacks = |name: &&String| {
+                    let saved = self.checkpoints.of(id, name);
+                    !saved.done && saved.sequence < Some(record.sequence)
+                };
+                record.early |= !begun;
+                record.lost.extend(peers.iter().filter(lacks).cloned());
             }
-            source.may_have_gaps = true;
         }
+        source.may_have_gaps = true;
+    }
+
+    fn stops_at_gaps(&mut self, stops: bool) {
+        self.stops = stops;
     }
 
     fn settled_shards(&self, source: usize) -> Vec<String> {
         self.checkpoints.shards(&self.court.sandbox, &self.sources[source].stream).0
+    }
+
+    fn begun_shards(&self, source: usize) -> Vec<String> {
+        let stream = &self.sources[source].stream;
+        let begun = |shard: &String| {
+            stream.peers.iter().all(|peer| self.checkpoints.of(shard, peer).sequence.is_some())
+        };
+        let shards = self.court.sandbox.shards(&stream.arn).unwrap().into_iter().map(|shard| shard.id);
+        shards.filter(begun).collect()
     }
 
     fn caught_up(&self) -> bool {
@@ -343,8 +417,7 @@ impl Judge for OneWay {
             let stream = &self.sources[route].stream;
             let (_, open) = self.checkpoints.shards(&self.court.sandbox, stream);
             // What was lost must be found, too, and a shard may first have to be taken from a worker that is gone.
-            let known = !self.sources[route].must_have_gaps || !self.gaps(route).is_empty();
-            open.is_empty() && known && self.differences(route).is_empty()
+            open.is_empty() && self.silent(route).is_empty() && self.differences(route).is_empty()
         })
     }
 
@@ -360,15 +433,16 @@ impl Judge for OneWay {
             }
             let (_, open) = self.checkpoints.shards(&self.court.sandbox, &self.sources[route].stream);
             open.iter().for_each(|shard| self.court.fail(&format!("shard {shard} is not done")));
+            let wrong =
+                self.lake.as_deref().map(|lake| files_differ(lake, route, &self.sources[route].stream));
+            wrong.into_iter().flatten().for_each(|wrong| self.court.fail(&wrong));
         }
         for route in 0..self.sources.len() {
             let gaps = self.gaps(route);
-            let source = &self.sources[route];
-            if let Some(gap) = gaps.first().filter(|_| !source.may_have_gaps) {
+            if let Some(gap) = gaps.first().filter(|_| !self.sources[route].may_have_gaps) {
                 self.court.fail(&format!("nothing was lost, but there is a gap: {gap}"));
-            } else if gaps.is_empty() && source.must_have_gaps {
-                self.court.fail("records were lost unread, and there is no gap");
             }
+            self.silent(route).iter().for_each(|lost| self.court.fail(lost));
         }
     }
 }

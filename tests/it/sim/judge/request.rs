@@ -34,6 +34,11 @@ impl Request {
             && self.table().starts_with("arn:")
     }
 
+    /// A question whether a write would be taken, which never takes effect.
+    pub(in super::super) fn is_question(&self) -> bool {
+        self.body["ConditionExpression"] == shardwalker::peer::NEVER
+    }
+
     /// A put of a one-way route that takes effect only where there is no item.
     pub(in super::super) fn is_creation(&self) -> bool {
         self.is_member_write() && self.body["ConditionExpression"] == "attribute_not_exists(#pk)"

@@ -5,8 +5,9 @@ use serde_json::Value;
 use shardwalker::invariants::{self, Fate};
 use shardwalker::sandbox::Sandbox;
 use shardwalker::sandbox::arn::Arn;
+use shardwalker::sandbox::streams::ShardInfo;
 use shardwalker::version::{Hlc, Stamp, Version};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// How far ahead of a record's creation a stamp is believed: the config's default.
@@ -29,8 +30,11 @@ pub(super) struct Record {
     pub(super) version: Version,
     pub(super) wrote: Wrote,
     pub(super) created_ms: u64,
-    /// It aged out before every peer had it, as far as the leases say.
-    pub(super) lost: bool,
+    /// The peers that do not get it from the stream any more, as far as the leases say: those that had not done it when
+    /// it was trimmed.
+    pub(super) lost: BTreeSet<String>,
+    /// It was trimmed before its route began: it was never promised to anyone.
+    pub(super) early: bool,
 }
 
 #[derive(Default)]
@@ -64,6 +68,15 @@ impl Stream {
         }
     }
 
+    /// Takes down which shards there are.
+    pub(super) fn look(&mut self, sandbox: &Sandbox) -> Vec<ShardInfo> {
+        let shards = sandbox.shards(&self.arn).unwrap();
+        for shard in &shards {
+            self.shards.entry(shard.id.clone()).or_default().parent.clone_from(&shard.parent);
+        }
+        shards
+    }
+
     /// Takes down the record of a write that has just happened, over and with these stamps; gives its shard. `None`
     /// when it left none, because it changed nothing.
     pub(super) fn take_down(
@@ -76,12 +89,7 @@ impl Stream {
         let created_ms = sandbox.clock().now_ms();
         let told_ms = created_ms.saturating_add_signed(self.clock_off_ms);
         let created = Hlc::from_millis(told_ms / 1000 * 1000);
-        let shards = sandbox.shards(&self.arn).unwrap();
-        for shard in &shards {
-            let known = self.shards.entry(shard.id.clone()).or_default();
-            known.parent.clone_from(&shard.parent);
-        }
-        let (shard, sequence) = shards.into_iter().find_map(|shard| {
+        let (shard, sequence) = self.look(sandbox).into_iter().find_map(|shard| {
             let newest: u128 = shard.newest?.parse().unwrap();
             let last = self.shards[&shard.id].records.last().map(|record| record.sequence);
             (last.is_none_or(|last| last < newest)).then_some((shard.id, newest))
@@ -93,7 +101,15 @@ impl Stream {
             }
         }
         let version = Version::new(hlc, self.number);
-        let record = Record { sequence, key: key.to_owned(), version, wrote, created_ms, lost: false };
+        let record = Record {
+            sequence,
+            key: key.to_owned(),
+            version,
+            wrote,
+            created_ms,
+            lost: BTreeSet::new(),
+            early: false,
+        };
         self.shards.get_mut(&shard)?.records.push(record.clone());
         Some((shard, record))
     }
@@ -101,6 +117,18 @@ impl Stream {
     /// What was written to a shard; nothing when no write was seen since it was opened.
     pub(super) fn records(&self, shard: &str) -> &[Record] {
         self.shards.get(shard).map_or(&[], |known| &known.records)
+    }
+
+    /// Whether a shard is the other one, or among those that it came of.
+    pub(super) fn leads_to(&self, shard: &str, other: &str) -> bool {
+        let mut at = Some(other);
+        while let Some(id) = at {
+            if id == shard {
+                return true;
+            }
+            at = self.shards.get(id).and_then(|known| known.parent.as_deref());
+        }
+        false
     }
 
     /// The clock after a shard's last record, or after its parents' when it has none.
@@ -174,9 +202,9 @@ impl Checkpoints {
 
     /// Whether every record of a shard is done at every peer of its source, as far as the leases say.
     fn settled(&self, stream: &Stream, shard: &str, open: bool) -> bool {
-        let kept = stream.records(shard).iter().rfind(|record| !record.lost);
-        let last = kept.map(|record| record.sequence);
         stream.peers.iter().all(|peer| {
+            let kept = stream.records(shard).iter().rfind(|record| !record.lost.contains(peer));
+            let last = kept.map(|record| record.sequence);
             let saved = self.of(shard, peer);
             saved.done || (open && saved.sequence >= last)
         })
@@ -187,9 +215,7 @@ impl Checkpoints {
         let shards = sandbox.shards(&stream.arn).unwrap();
         let (settled, open): (Vec<_>, Vec<_>) =
             shards.into_iter().partition(|shard| self.settled(stream, &shard.id, shard.open));
-        let ids = |shards: Vec<shardwalker::sandbox::streams::ShardInfo>| {
-            shards.into_iter().map(|shard| shard.id).collect()
-        };
+        let ids = |shards: Vec<ShardInfo>| shards.into_iter().map(|shard| shard.id).collect();
         (ids(settled), ids(open))
     }
 }

@@ -1,0 +1,207 @@
+//! A file of a feed: its name, its bytes and its entry in the manifest. Pure: the same records give the same file.
+
+use super::{Record, lines};
+use crate::change::SequenceNumber;
+use crate::config::{self, Compression, FeedFormat, Partition};
+use crate::failure::{Class, Failure};
+use serde::Serialize;
+use std::io::Write;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// The level of zstd: its own default.
+const ZSTD: i32 = 3;
+/// The level of gzip: its own default.
+const GZIP: u32 = 6;
+
+/// An entry of a feed's manifest: what one file holds.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Entry {
+    /// The file's name within the feed.
+    pub path: String,
+    /// The route that wrote it.
+    pub route: String,
+    /// The shard, or the segment of a snapshot.
+    pub shard: String,
+    /// The last record before the file; absent at the beginning of the shard.
+    pub after: Option<String>,
+    /// The first record in the file.
+    pub first: String,
+    /// The last record that the file stands for; one that a rule leaves out may be the last.
+    pub last: String,
+    /// Records in the file.
+    pub records: usize,
+    /// The file's size.
+    pub bytes: usize,
+    /// When the earliest of the records was created (RFC 3339).
+    pub created_from: String,
+    /// When the latest of the records was created (RFC 3339).
+    pub created_to: String,
+    /// The lowest version.
+    pub version_from: String,
+    /// The highest version.
+    pub version_to: String,
+}
+
+/// How the names of a feed's files end.
+#[must_use]
+pub fn suffix(feed: &config::Feed) -> &'static str {
+    match (feed.format, feed.compression) {
+        (FeedFormat::Parquet, _) => "parquet",
+        (_, Compression::Zstd) => "jsonl.zst",
+        (_, Compression::Gzip) => "jsonl.gz",
+        (_, Compression::None) => "jsonl",
+    }
+}
+
+/// The directory of a file whose first record was created then; empty without partitions, else with a slash at its end.
+#[must_use]
+pub fn directory(partition: Partition, created: SystemTime) -> String {
+    let text = humantime::format_rfc3339_seconds(created).to_string();
+    let (day, hour) = (text.get(..10).unwrap_or_default(), text.get(11..13).unwrap_or_default());
+    match partition {
+        Partition::Hour => format!("dt={day}/hour={hour}/"),
+        Partition::Day => format!("dt={day}/"),
+        Partition::None => String::new(),
+    }
+}
+
+/// Whether a record belongs to a later partition than the file that began with one created `first`.
+#[must_use]
+pub fn is_later(partition: Partition, first: SystemTime, created: SystemTime) -> bool {
+    let length = match partition {
+        Partition::Hour => Duration::from_hours(1),
+        Partition::Day => Duration::from_hours(24),
+        Partition::None => return false,
+    };
+    let number =
+        |time: SystemTime| time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() / length.as_secs();
+    number(created) > number(first)
+}
+
+/// The directory of a route's changes within a feed's place, which other feeds may share.
+#[must_use]
+pub fn root(feed: &config::Feed, route: &str) -> String {
+    format!("{route}/{}", feed.name)
+}
+
+/// The directory of a route's snapshots.
+#[must_use]
+pub fn snapshot_root(feed: &config::Feed, route: &str) -> String {
+    format!("{route}.snapshot/{}", feed.name)
+}
+
+/// The name of a file of changes within its feed.
+#[must_use]
+pub fn name(
+    feed: &config::Feed,
+    route: &str,
+    shard: &str,
+    created: SystemTime,
+    first: &SequenceNumber,
+    last: &SequenceNumber,
+) -> String {
+    let directory = directory(feed.partition, created);
+    format!("{}/{directory}{shard}_{first}_{last}.{}", root(feed, route), suffix(feed))
+}
+
+/// The name of the manifest's entry for a file below a root: as the file's, in a directory of its own.
+#[must_use]
+pub fn entry_name(root: &str, path: &str) -> String {
+    let within = path.strip_prefix(root).unwrap_or(path).trim_start_matches('/');
+    format!("{root}/_manifest/{within}.json")
+}
+
+/// The entry of a file of these records, which are not empty.
+#[must_use]
+pub fn entry(
+    path: &str,
+    route: &str,
+    after: Option<&SequenceNumber>,
+    last: &str,
+    records: &[Record<'_>],
+    bytes: usize,
+) -> Option<Entry> {
+    let first = records.first()?;
+    let created = || records.iter().map(|record| record.change.created);
+    let versions = || records.iter().filter_map(|record| record.version);
+    let time = |at: SystemTime| humantime::format_rfc3339_seconds(at).to_string();
+    Some(Entry {
+        path: path.to_owned(),
+        route: route.to_owned(),
+        shard: first.shard.to_owned(),
+        after: after.map(ToString::to_string),
+        first: first.change.sequence.to_string(),
+        last: last.to_owned(),
+        records: records.len(),
+        bytes,
+        created_from: time(created().min()?),
+        created_to: time(created().max()?),
+        version_from: versions().min().unwrap_or_default().to_string(),
+        version_to: versions().max().unwrap_or_default().to_string(),
+    })
+}
+
+/// Records as lines of text.
+#[must_use]
+pub fn text(feed: &config::Feed, records: &[Record<'_>]) -> Vec<u8> {
+    let spelling = match feed.format {
+        FeedFormat::DynamoJson => lines::Spelling::Typed,
+        FeedFormat::Json | FeedFormat::Parquet => lines::Spelling::Plain,
+    };
+    let size: usize = records.iter().map(|record| record.change.size + 256).sum();
+    let mut out = Vec::with_capacity(size);
+    records.iter().for_each(|record| lines::line(record, spelling, feed.images, &mut out));
+    out
+}
+
+/// Compresses text, the same way every time.
+///
+/// # Errors
+/// When memory does not suffice.
+pub fn compress(compression: Compression, text: Vec<u8>) -> Result<Vec<u8>, Failure> {
+    let failed = |error: std::io::Error| Failure::new(Class::Transient, "Compress", error.to_string());
+    match compression {
+        Compression::None => Ok(text),
+        Compression::Zstd => zstd::encode_all(text.as_slice(), ZSTD).map_err(failed),
+        Compression::Gzip => {
+            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(GZIP));
+            encoder.write_all(&text).map_err(failed)?;
+            encoder.finish().map_err(failed)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    const AT: Duration = Duration::from_secs(1_700_000_000);
+
+    #[test]
+    fn partitions_are_directories_in_utc() {
+        let at = UNIX_EPOCH + AT;
+        assert_eq!(directory(Partition::Hour, at), "dt=2023-11-14/hour=22/");
+        assert_eq!(directory(Partition::Day, at), "dt=2023-11-14/");
+        assert_eq!(directory(Partition::None, at), "");
+        let later = |partition, seconds| is_later(partition, at, at + Duration::from_secs(seconds));
+        assert!(!later(Partition::Hour, 2799) && later(Partition::Hour, 2800));
+        assert!(!later(Partition::Day, 6399) && later(Partition::Day, 6400));
+        assert!(!later(Partition::None, 1 << 30));
+        assert!(!is_later(Partition::Hour, at, UNIX_EPOCH), "one that steps back stays");
+    }
+
+    #[test]
+    fn what_is_compressed_reads_back_and_is_the_same_every_time() {
+        let text: Vec<u8> = (0..100_000u32).flat_map(|n| n.wrapping_mul(n).to_le_bytes()).collect();
+        let with = |compression| compress(compression, text.clone()).unwrap();
+        assert_eq!(with(Compression::None), text);
+        assert_eq!(zstd::decode_all(with(Compression::Zstd).as_slice()).unwrap(), text);
+        let mut read = Vec::new();
+        flate2::read::GzDecoder::new(with(Compression::Gzip).as_slice()).read_to_end(&mut read).unwrap();
+        assert_eq!(read, text);
+        for compression in [Compression::Zstd, Compression::Gzip] {
+            assert_eq!(with(compression), with(compression));
+        }
+    }
+}

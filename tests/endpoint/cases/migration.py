@@ -1,0 +1,110 @@
+"""A table is moved while it is written: backfill, comparison, cutover, writes at the new side, and back again."""
+
+import random
+import threading
+
+import accounts
+import compare
+import load
+from waits import until
+
+NAME = "migration"
+NEEDS = ()
+
+ITEMS = 600  # in CI; --items 100000 for the whole
+LARGEST = 60_000
+CHANGES = 20  # between two looks at whether to stop
+CATCH_UP_LIMIT = 120
+
+
+def run(context):
+    actions = [*accounts.PEER_WRITES, "dynamodb:Scan"]
+    group = context.group("migration", peer_actions=actions, mesh=True)
+    chance = random.Random(context.seed)
+    items = [item(number, chance) for number in range(context.asked or ITEMS)]
+    context.say(f"{len(items)} items of mixed sizes, seed {context.seed}")
+    writes = load.Load(group.source, items, context.seed)
+    writes.insert(len(items))
+    service = context.service(group, migration=True)
+    service.start()
+    service.wait_ready()
+    target = group.peers[0]
+
+    writer = Writer(writes)
+    succeeds(service, "backfill", "airports")
+    succeeds(service, "verify", "airports")
+    move(context, service, writer, [], target)
+    agree(service, writes, group.source, target)
+    context.say(f"moved after {writes.changes} changes; both sides are the same")
+
+    writer = Writer(writes)
+    until("it is written at the new side", writer.wrote, 60)
+    succeeds(service, "verify", "airports/back")
+    move(context, service, writer, ["--undo"], group.source)
+    agree(service, writes, group.source, target)
+
+    writer = Writer(writes)
+    until("it is written at the old side again", writer.wrote, 60)
+    succeeds(service, "verify", "airports")
+    writer.stop()
+    agree(service, writes, group.source, target)
+    context.say(f"and back after {writes.changes} changes; both sides are the same")
+    assert service.terminate() == 0, f"exit code after SIGTERM; see {service.log}"
+
+
+class Writer:
+    """An application that changes items all the while."""
+
+    def __init__(self, writes):
+        self._writes = writes
+        self._before = writes.changes
+        self._stop = threading.Event()
+        self._thread = load.Background(self._run)
+
+    def _run(self):
+        while not self._stop.is_set():
+            self._writes.change(CHANGES)
+
+    def wrote(self):
+        """Whether it has written a good deal."""
+        changes = self._writes.changes - self._before
+        return changes > 10 * CHANGES, changes
+
+    def stop(self):
+        """Waits for its last write."""
+        self._stop.set()
+        self._thread.join()
+
+
+def move(context, service, writer, arguments, side):
+    """Moves the writers: the statement is printed, they are stopped, and go on at the other side."""
+    code, said = service.command("cutover", "airports", *arguments)
+    assert code == 1 and "ShardwalkerCutoverairports" in said, f"cutover: exit code {code}: {said}"
+    writer.stop()
+    said = succeeds(service, "cutover", "airports", "--writers-stopped", *arguments)
+    assert side.arn in said, said
+    context.say(said.splitlines()[-1])
+    writer._writes.move(side)
+
+
+def succeeds(service, name, *arguments):
+    """Runs a command that must end well."""
+    code, said = service.command(name, *arguments, limit=3600)
+    assert code == 0, f"{name} {' '.join(arguments)}: exit code {code}: {said}"
+    return said
+
+
+def agree(service, writes, *tables):
+    """Both sides hold what the application wrote, by boto3's word."""
+    compare.converged(service, writes.expected, tables, CATCH_UP_LIMIT)
+
+
+def item(number, chance):
+    """One of mixed sizes: most are small."""
+    size = chance.choice((10, 100, 100, 100, 1000, 1000, 4000, LARGEST if number % 50 == 0 else 10))
+    return {
+        "iata": {"S": f"M{number:06}"},
+        "name": {"S": f"Item {number}"},
+        "city": {"S": "x" * size},
+        "counts": {"NS": ["-1", "0.5", str(number)]},
+    }
