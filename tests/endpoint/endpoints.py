@@ -26,6 +26,7 @@ PERMISSIONS = "permissions enforced"
 SIZE_LIMIT = "items of exactly 400 KB"
 OUTAGE = "a server that can be stopped"
 RESTART = "a server that keeps its tables when it is started again"
+FROM_A_TIME = "streams that are read from a time on"
 
 
 class Endpoint:
@@ -153,6 +154,7 @@ class Moto(Endpoint):
         EXTERNAL_ID: "moto grants every AssumeRole, whatever the role's trust policy says",
         PERMISSIONS: "moto's server does not evaluate policies",
         SIZE_LIMIT: "moto refuses an item of exactly 400 KB: it counts the JSON around it, too",
+        FROM_A_TIME: "moto grants an iterator of the type AT_TIMESTAMP, and then answers its reads with HTTP 500",
     }
 
     def __init__(self, directory, _binary):

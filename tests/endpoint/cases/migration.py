@@ -6,10 +6,11 @@ import threading
 import accounts
 import compare
 import load
+from endpoints import FROM_A_TIME
 from waits import until
 
 NAME = "migration"
-NEEDS = ()
+NEEDS = (FROM_A_TIME,)
 
 ITEMS = 600  # in CI; --items 100000 for the whole
 LARGEST = 60_000
