@@ -2,7 +2,8 @@
 //!
 //! Both are on the embedded sandbox through its in-process door. Throughput: one member's changes are all there when the
 //! service begins, and it has to write each to the two others. In a group it has to read what it wrote from their streams,
-//! too, and to see that it is its own. Route and group take turns; the median of the rounds counts. Lag: all three
+//! too, and to see that it is its own. The service has one thread and the endpoint another, so that what is measured is the
+//! service's cost and not that of an endpoint in its process. Route and group take turns; the median of the rounds counts. Lag: all three
 //! members are written at once, other keys at each, from the answer to the application to that at each of the others.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
@@ -30,7 +31,8 @@ use stage::Stage;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tap::watched;
+use tap::{elsewhere, watched};
+use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::{Instant, interval};
 use tokio_util::sync::CancellationToken;
@@ -65,12 +67,13 @@ const WARM_UP: f64 = 0.2;
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let one_thread = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let (runtime, endpoint) = (one_thread()?, one_thread()?);
     let mut shares = Vec::new();
     let (mut one_way, mut group) = (Vec::new(), Vec::new());
     for _ in 0..arguments.rounds {
-        let route = runtime.block_on(throughput(arguments.records, false))?;
-        let mesh = runtime.block_on(throughput(arguments.records, true))?;
+        let route = runtime.block_on(throughput(arguments.records, false, endpoint.handle()))?;
+        let mesh = runtime.block_on(throughput(arguments.records, true, endpoint.handle()))?;
         shares.push(mesh / route);
         one_way.push(route);
         group.push(mesh);
@@ -78,7 +81,7 @@ fn main() -> anyhow::Result<()> {
     let (share, route, mesh) = (median(&mut shares), median(&mut one_way), median(&mut group));
     let (least, most) = (shares[0], shares[shares.len() - 1]);
     println!("one way {route:.0}/s, group {mesh:.0}/s: {share:.2} ({least:.2} to {most:.2})");
-    let mut lags = runtime.block_on(lag(&arguments))?;
+    let mut lags = tokio::runtime::Runtime::new()?.block_on(lag(&arguments))?;
     lags.sort_unstable();
     let at = |share: f64| lags[((lags.len() - 1) as f64 * share) as usize];
     println!("lag at {} writes/s at each member: p50 {:.1?} p99 {:.1?}", arguments.rate, at(0.5), at(0.99));
@@ -128,7 +131,7 @@ impl Running {
 }
 
 /// Puts a second at the two other members, of changes that are there in one member's stream.
-async fn throughput(records: usize, group: bool) -> anyhow::Result<f64> {
+async fn throughput(records: usize, group: bool, endpoint: &Handle) -> anyhow::Result<f64> {
     let stage = stage().await?;
     for member in 0..MEMBERS {
         fill(&stage, member, records, 1).await?;
@@ -139,8 +142,9 @@ async fn throughput(records: usize, group: bool) -> anyhow::Result<f64> {
     let (seen, reached) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
     let mut options = stage.options(1);
     let (count, done) = (Arc::clone(&seen), Arc::clone(&reached));
+    let endpoint = endpoint.clone();
     options.base.http = options.base.http.map(|http| {
-        watched(http, move |_| {
+        watched(elsewhere(http, endpoint), move |_| {
             if count.fetch_add(1, Ordering::AcqRel) + 1 == puts {
                 done.notify_one();
             }

@@ -243,6 +243,26 @@ impl StateTable {
     /// The failure of the page that failed.
     pub(crate) async fn rows(&self, pk: &str, prefix: &str, only: &[&str]) -> Result<Vec<Row>, Failure> {
         let mut rows = Vec::new();
+        let keep = |row| {
+            rows.push(row);
+            Ok(())
+        };
+        self.each_row(pk, prefix, only, keep).await?;
+        Ok(rows)
+    }
+
+    /// Gives what [`rows`](Self::rows) gives, row by row: no more than a page of them is held, whose attributes take many
+    /// times what they are on the way.
+    ///
+    /// # Errors
+    /// The failure of the page that failed, or the first of `take`.
+    pub(crate) async fn each_row(
+        &self,
+        pk: &str,
+        prefix: &str,
+        only: &[&str],
+        mut take: impl FnMut(Row) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
         let mut start = None;
         loop {
             let mut query = self.query(pk, only).set_exclusive_start_key(start);
@@ -253,10 +273,10 @@ impl StateTable {
                     .expression_attribute_values(":prefix", text(prefix));
             }
             let page = query.send().await?;
-            rows.extend(page.items.unwrap_or_default());
+            page.items.unwrap_or_default().into_iter().try_for_each(&mut take)?;
             start = page.last_evaluated_key.filter(|key| !key.is_empty());
             if start.is_none() {
-                return Ok(rows);
+                return Ok(());
             }
         }
     }

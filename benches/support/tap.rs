@@ -5,10 +5,12 @@ use aws_smithy_runtime_api::client::http::{
     SharedHttpConnector,
 };
 use aws_smithy_runtime_api::client::orchestrator::HttpRequest;
+use aws_smithy_runtime_api::client::result::ConnectorError;
 use aws_smithy_runtime_api::client::runtime_components::RuntimeComponents;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::runtime::Handle;
 
 type Call = Arc<dyn Fn(&SharedHttpConnector, HttpRequest) -> HttpConnectorFuture + Send + Sync>;
 
@@ -53,6 +55,18 @@ pub(crate) fn delayed(client: SharedHttpClient, latency: Duration) -> SharedHttp
             let answer = connector.call(request).await;
             tokio::time::sleep(latency / 2).await;
             answer
+        })
+    })
+}
+
+/// `client`, with everything behind it done by another runtime: what an endpoint costs is then not what a client of it
+/// costs.
+pub(crate) fn elsewhere(client: SharedHttpClient, runtime: Handle) -> SharedHttpClient {
+    tapped(client, move |connector, request| {
+        let connector = connector.clone();
+        let answer = runtime.spawn(async move { connector.call(request).await });
+        HttpConnectorFuture::new(async move {
+            answer.await.unwrap_or_else(|broken| Err(ConnectorError::other(broken.into(), None)))
         })
     })
 }

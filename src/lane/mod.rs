@@ -19,7 +19,7 @@ use crate::change::{Change, SequenceNumber};
 use crate::clock::Clock;
 use crate::dead_letters::DeadLetters;
 use crate::group::apply::GroupLane;
-use crate::group::{self, Step as GroupStep};
+use crate::group::{self, Record, Step as GroupStep};
 use crate::item::Digest;
 use crate::memory::Reserved;
 use crate::peer::Peer;
@@ -32,7 +32,7 @@ use futures::StreamExt;
 use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
@@ -43,6 +43,23 @@ use tokio_util::sync::CancellationToken;
 pub struct Page {
     /// The changes; never empty.
     pub changes: Vec<Change>,
+    /// What each of them is in a group: two digests a change, so the first lane that asks answers for all.
+    records: OnceLock<Vec<Record>>,
+}
+
+impl Page {
+    /// A page of these changes.
+    #[must_use]
+    pub fn new(changes: Vec<Change>) -> Self {
+        Self { changes, records: OnceLock::new() }
+    }
+
+    /// What each change is, in a group whose members believe stamps up to `max_drift` ahead; all who ask must ask with
+    /// the same.
+    fn records(&self, max_drift: Duration) -> &[Record] {
+        self.records
+            .get_or_init(|| self.changes.iter().map(|change| group::classify(change, max_drift)).collect())
+    }
 }
 
 /// A page with the room that it takes until all of it is done.
@@ -315,7 +332,7 @@ impl Lane {
             let slot = self.base + self.slots.len() as u64;
             let position =
                 Position { sequence: Some(change.sequence.clone()), hlc, created: Some(change.created) };
-            let todo = self.todo(change);
+            let todo = self.todo(&page, index);
             self.bytes += change.size;
             self.slots.push_back(Slot { position, size: change.size, done: todo.is_none(), memory: None });
             let Some((group, plan)) = todo else { continue };
@@ -331,9 +348,9 @@ impl Lane {
         }
     }
 
-    /// Whether there is something to do about a change, and what a group and a one-way route do.
-    fn todo(&self, change: &Change) -> Option<(Option<GroupStep>, Result<Step, Unshaped>)> {
-        let context = &self.context;
+    /// Whether there is something to do about a change of a page, and what a group and a one-way route do.
+    fn todo(&self, page: &Page, index: usize) -> Option<(Option<GroupStep>, Result<Step, Unshaped>)> {
+        let (context, change) = (&self.context, &page.changes[index]);
         let plan = apply::plan(change, &context.rules);
         if matches!(plan, Ok(Step::Skip(_))) {
             context.counters.skipped.inc();
@@ -344,7 +361,7 @@ impl Lane {
             context.peer.takes(change.created, plan == Ok(Step::Delete));
             return Some((None, plan));
         };
-        let step = lane.step(group::classify(change, context.max_drift));
+        let step = lane.step(page.records(context.max_drift)[index]);
         match step {
             GroupStep::Nothing => {
                 context.counters.echoes.inc();

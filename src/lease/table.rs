@@ -79,9 +79,7 @@ impl LeaseTable {
     /// The failure of the call, or of a row that is not a lease.
     pub async fn load(&self) -> Result<Rows, Failure> {
         let mut rows = Rows::default();
-        for row in self.state.rows(&self.partition, "", &[]).await? {
-            rows.add(&row)?;
-        }
+        self.state.each_row(&self.partition, "", &[], |row| rows.add(&row)).await?;
         Ok(rows)
     }
 

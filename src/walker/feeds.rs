@@ -415,7 +415,7 @@ mod tests {
             "SequenceNumber": sequence.to_string(), "ApproximateCreationDateTime": 1, "Keys": { "id": { "S": "k" } },
         });
         let record = serde_json::from_value(json!({ "eventName": "REMOVE", "dynamodb": body })).unwrap();
-        Arc::new(Page { changes: vec![Change::decode(record, "stamp").unwrap()] })
+        Arc::new(Page::new(vec![Change::decode(record, "stamp").unwrap()]))
     }
 
     /// Feeds with a lane for each start; each holds one page that it has not taken.

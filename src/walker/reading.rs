@@ -200,7 +200,7 @@ impl Reading<'_> {
         }
         if !empty {
             let from = self.feeds.cursor(room.id).and_then(|cursor| cursor.sequence);
-            let page = Arc::new(Page { changes });
+            let page = Arc::new(Page::new(changes));
             hand.last = page.changes.last().map(|change| change.created);
             hand.after = page.changes.last().map(|change| change.sequence.clone());
             match side {
