@@ -4,7 +4,8 @@
 //! allows; across accounts both must; a session policy only narrows) and AWS's words for a denial. Leaves to
 //! others: which policies are in effect, and the request's context.
 
-use super::condition::{Context, glob, glob_arn, substitute};
+use super::condition::Context;
+use super::pattern::Pattern;
 use super::policy::{Effect, Patterns, Policy, Principals, Statement};
 use std::fmt;
 use std::sync::Arc;
@@ -227,11 +228,12 @@ fn applies(request: &Request<'_>, side: Side, statement: &Statement) -> Option<R
         _ => Reach::Direct,
     };
     let action = request.action.to_ascii_lowercase();
-    let acts = any(&statement.actions, |pattern| glob(pattern, &action));
+    let acts = any(&statement.actions, |pattern| Pattern::plain(pattern).matches(&action));
     // Without one, only the policy of a resource means something: that resource.
     let on = statement.resources.as_ref().map_or(side == Side::Resource, |resources| {
         any(resources, |pattern| {
-            substitute(pattern, request.context).is_some_and(|pattern| glob_arn(&pattern, request.resource))
+            Pattern::read(pattern, request.context)
+                .is_some_and(|pattern| pattern.matches_resource(request.resource))
         })
     });
     (acts && on && statement.conditions.iter().all(|condition| condition.holds(request.context)))

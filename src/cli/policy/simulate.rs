@@ -4,7 +4,7 @@
 //! permissions boundaries and the organization's policies it does not know, and these can only take away.
 
 use super::super::{FOUND, answer};
-use crate::access::policy::account_of;
+use crate::access::policy::{Identity, account_of};
 use crate::iam::evaluate::{
     Named, Policies, Principal, PrincipalKind, Request, StatementRef, Verdict, evaluate,
 };
@@ -147,6 +147,9 @@ fn keys(args: &Args, principal: &Principal, owner: &str) -> BTreeMap<String, Vec
         ("aws:resourceaccount".to_owned(), vec![owner.to_owned()]),
         ("aws:securetransport".to_owned(), vec!["true".to_owned()]),
     ]);
+    if principal.kind == PrincipalKind::User {
+        keys.insert("aws:username".to_owned(), vec![Identity::of(&principal.arn).name.to_owned()]);
+    }
     let mut given: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (key, value) in &args.context {
         given.entry(key.clone()).or_default().push(value.clone());
