@@ -266,13 +266,14 @@ fn of_a_key(message: &str) -> bool {
     ["kms:", "KMS key ", "KMS validation error"].iter().any(|words| message.contains(words))
 }
 
-fn spell(add: &[Addition]) -> String {
+/// Statements to add, for a person.
+pub(super) fn spell(add: &[Addition]) -> String {
     let part = |addition: &Addition| format!("add to {}:\n{}", addition.place, addition.statement);
     add.iter().map(part).collect::<Vec<_>>().join("\n")
 }
 
 /// AWS says which side denied.
-fn verdict_of(message: &str) -> Verdict {
+pub(super) fn verdict_of(message: &str) -> Verdict {
     if message.contains("explicit deny") {
         Verdict::Forbidden
     } else if message.contains("no identity-based policy") {

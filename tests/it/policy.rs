@@ -1,6 +1,8 @@
 //! The commands about access, as the real binary: `policy`, `policy simulate` against the published tables of how AWS
 //! evaluates policies, and `check`.
 
+mod elements;
+
 use crate::process::Served;
 use crate::world::resource_policy;
 use serde_json::{Value, json};
@@ -128,6 +130,31 @@ fn templates_are_a_file_for_each_account() {
             assert_eq!(String::from_utf8_lossy(&side.stdout).trim_end(), text.trim_end());
         }
     }
+}
+
+/// AWS attaches ten managed policies to a role.
+#[test]
+fn more_policies_than_a_role_takes_are_said() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = "[state]\ntable = \"arn:aws:dynamodb:eu-west-1:999999999999:table/state\"\n".to_owned();
+    let name = "n".repeat(200);
+    for index in 0..300 {
+        config += &format!(
+            "[[member]]\nname = \"m{index}\"\ntable = \"arn:aws:dynamodb:eu-west-1:111111111111:table/{name}{index}\"\n"
+        );
+        if index % 2 == 1 {
+            let from = index - 1;
+            config += &format!("[[route]]\nname = \"r{index}\"\nfrom = \"m{from}\"\nto = [\"m{index}\"]\n");
+        }
+    }
+    std::fs::write(directory.path().join("c.toml"), config).unwrap();
+    let output = shardwalker(directory.path(), &["policy", "-c", "c.toml"]);
+    assert!(output.status.success(), "{output:?}");
+    let words = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(words.contains("arn:aws:iam::999999999999:role/shardwalker takes"), "{words}");
+    assert!(words.contains("AWS attaches ten to a role"), "{words}");
+    let one = shardwalker(directory.path(), &["policy", "-c", "c.toml", "--side", "111111111111"]);
+    assert!(one.stderr.is_empty(), "it is not theirs: {one:?}");
 }
 
 #[test]
