@@ -3,9 +3,9 @@
     python3 tests/deploy/check.py            all but the image
     python3 tests/deploy/check.py --image    builds the static binary, and the image where there is a tool for it
 
-The Python tools are installed into an environment under target/deploy; promtool comes from the distribution's package
-`prometheus`, which is installed when it is missing and this runs as root. What cannot be checked on a machine is said,
-and counted as skipped.
+The Python tools are installed into an environment under target/deploy; promtool comes from the
+distribution's package `prometheus`, which is installed when it is missing and this runs as root. What
+cannot be checked on a machine is said, and counted as skipped.
 """
 
 import argparse
@@ -90,15 +90,17 @@ def known(text, where):
         sys.exit(f"{where} names metrics that do not exist: {sorted(unknown)}")
 
 
-# What `policy` writes for the example, which has members by resource policies and by roles, a group and a bucket: the least
-# of it, and all that can be asked for.
-POLICY = ["policy", "-c", DEPLOY / "config.example.toml", "--principal", "arn:aws:iam::999999999999:role/shardwalker"]
+# What `policy` writes for the example, which has members by resource policies and by roles, a group and a
+# bucket: the least of it, and all that can be asked for.
+ROLE = "arn:aws:iam::999999999999:role/shardwalker"
+POLICY = ["policy", "-c", DEPLOY / "config.example.toml", "--principal", ROLE]
+KEY = "key/00000000-0000-0000-0000-000000000000"
 ASKED = {
     "plain": ["--org-id", "o-example"],
     "whole": [
         *("--features", "backfill,verify,repair,strip,cutover,create-state-table", "--vpce", "vpce-1"),
-        *("--kms-key", "orders-old=arn:aws:kms:eu-west-1:111111111111:key/00000000-0000-0000-0000-000000000000"),
-        *("--kms-key", "state=arn:aws:kms:eu-west-1:999999999999:key/00000000-0000-0000-0000-000000000000"),
+        *("--kms-key", f"orders-old=arn:aws:kms:eu-west-1:111111111111:{KEY}"),
+        *("--kms-key", f"state=arn:aws:kms:eu-west-1:999999999999:{KEY}"),
     ],
 }
 
@@ -252,7 +254,10 @@ def check_systemd():
         path = pathlib.Path(directory) / "shardwalker.service"
         path.write_text(unit.replace("/usr/local/bin/shardwalker", shutil.which("true")))
         done = subprocess.run(
-            ["systemd-analyze", "verify", "--man=no", path], stdin=subprocess.DEVNULL, capture_output=True, text=True
+            ["systemd-analyze", "verify", "--man=no", path],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
         )
     own = [line for line in done.stderr.splitlines() if "shardwalker.service" in line]
     if done.returncode != 0 or own:
@@ -313,7 +318,9 @@ def check_image_tls(root, inside):
 
         def verdicts():
             command = [*inside, "check", "--json", "-c", "/tls.toml"]
-            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment)
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment
+            )
             assert done.returncode == 1, f"{done.returncode}: {done.stdout}{done.stderr}"
             cells = json.loads(done.stdout)["permissions"]
             return {(cell["member"], cell["action"]): cell["verdict"] for cell in cells}
@@ -321,14 +328,18 @@ def check_image_tls(root, inside):
         asked = [("orders", "dynamodb:DescribeTable"), ("lake", "s3:PutObject")]
         stranger = verdicts()
         assert all(stranger[one] == "cannot know" for one in asked), stranger
-        certificates.write_text(certificates.read_text() + (pathlib.Path(directory) / "authority.pem").read_text())
+        certificates.write_text(
+            certificates.read_text() + (pathlib.Path(directory) / "authority.pem").read_text()
+        )
         trusted = verdicts()
         assert all(trusted[one] == "denied" for one in asked), trusted
-    print("image: TLS by its own certificates, to DynamoDB and S3; an authority that is not among them is refused")
+    print("image: TLS by its own certificates, to DynamoDB and S3; an unknown authority is refused")
 
 
 def main():
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     arguments.add_argument("--image", action="store_true", help="build the image instead")
     image = arguments.parse_args().image
     if image:

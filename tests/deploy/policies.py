@@ -1,5 +1,5 @@
-"""Reads policy documents with parliament, the linter of IAM policies: every action exists, takes a resource of that kind, and
-has the condition keys that are asked of it.
+"""Reads policy documents with parliament, the linter of IAM policies: every action exists, takes a resource
+of that kind, and has the condition keys that are asked of it.
 
     python policies.py DOCUMENTS.json
 
@@ -19,7 +19,10 @@ from parliament import analyze_policy_string  # noqa: E402
 # What it would be blind not to see.
 WRONG = {
     "UNKNOWN_ACTION": {"Action": "dynamodb:GetItems", "Resource": "*"},
-    "RESOURCE_MISMATCH": {"Action": "dynamodb:GetRecords", "Resource": "arn:aws:dynamodb:eu-west-1:111111111111:table/x"},
+    "RESOURCE_MISMATCH": {
+        "Action": "dynamodb:GetRecords",
+        "Resource": "arn:aws:dynamodb:eu-west-1:111111111111:table/x",
+    },
 }
 
 

@@ -1,11 +1,12 @@
-"""Compares Terraform files with the schema of the AWS provider: that every resource and data source, every argument and
-block in them exists, that nothing which is required is missing, and that what is referred to of another one exists.
+"""Compares Terraform files with the schema of the AWS provider: that every resource and data source, every
+argument and block in them exists, that nothing which is required is missing, and that what is referred to
+of another one exists.
 
     python provider.py WHEEL FILES.tf...
 
-The provider itself comes from a registry of its own. Its schema is also in the bindings that CDK Terrain generates from it,
-`cdktn-provider-aws` on PyPI: a class for each resource and block, whose arguments are its own. WHEEL is that package, which is
-read and not installed.
+The provider itself comes from a registry of its own. Its schema is also in the bindings that CDK Terrain
+generates from it, `cdktn-provider-aws` on PyPI: a class for each resource and block, whose arguments are
+its own. WHEEL is that package, which is read and not installed.
 """
 
 import ast

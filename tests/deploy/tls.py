@@ -1,5 +1,5 @@
-"""A server that speaks TLS with a certificate of an authority of its own, and denies everything: whoever is told so has
-trusted it.
+"""A server that speaks TLS with a certificate of an authority of its own, and denies everything: whoever is
+told so has trusted it.
 """
 
 import contextlib
@@ -31,20 +31,24 @@ class Denies(http.server.BaseHTTPRequestHandler):
 
 
 def openssl(*arguments, directory):
-    done = subprocess.run(["openssl", *arguments], cwd=directory, stdin=subprocess.DEVNULL, capture_output=True)
+    done = subprocess.run(
+        ["openssl", *arguments], cwd=directory, stdin=subprocess.DEVNULL, capture_output=True
+    )
     assert done.returncode == 0, done.stderr
 
 
 @contextlib.contextmanager
 def serving(directory):
     """Serves on 127.0.0.1; gives the port. The authority is in `directory`, as authority.pem."""
+    own = ["-x509", "-days", "2", "-subj", "/CN=an authority of its own"]
+    of_authority = ["-CA", "authority.pem", "-CAkey", "authority.key", "-CAcreateserial", "-days", "2"]
     new = ["req", "-newkey", "rsa:2048", "-nodes"]
-    openssl(*new, "-x509", "-days", "2", "-subj", "/CN=an authority of its own", "-keyout", "authority.key",
-            "-out", "authority.pem", directory=directory)  # fmt: skip
-    openssl(*new, "-subj", "/CN=127.0.0.1", "-keyout", "server.key", "-out", "request.pem", directory=directory)
+    openssl(*new, *own, "-keyout", "authority.key", "-out", "authority.pem", directory=directory)
+    asks = ["-subj", "/CN=127.0.0.1", "-keyout", "server.key", "-out", "request.pem"]
+    openssl(*new, *asks, directory=directory)
     (directory / "names").write_text("subjectAltName=IP:127.0.0.1\n")
-    openssl("x509", "-req", "-days", "2", "-in", "request.pem", "-CA", "authority.pem", "-CAkey", "authority.key",
-            "-CAcreateserial", "-extfile", "names", "-out", "server.pem", directory=directory)  # fmt: skip
+    signs = ["x509", "-req", "-in", "request.pem", *of_authority, "-extfile", "names", "-out", "server.pem"]
+    openssl(*signs, directory=directory)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(directory / "server.pem", directory / "server.key")
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Denies)
