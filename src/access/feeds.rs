@@ -1,6 +1,6 @@
 //! What feeds need of their places: the statements that allow it, and trying it without leaving anything behind.
 
-use super::finding::{Addition, Cell, Finding, Verdict, spell, verdict_of};
+use super::finding::{Addition, Cell, Finding, Verdict, not_assumed, spell, verdict_of};
 use super::preflight::Report;
 use super::statement::identity;
 use crate::aws::Aws;
@@ -29,6 +29,9 @@ pub(super) fn statements(partition: &str, bucket: &str, prefix: &str) -> Vec<Sta
         (actions(&["DeleteObject"]), format!("{within}/_probe/*")),
     ]
 }
+
+/// What assuming a role takes.
+const ASSUME: &str = "sts:AssumeRole";
 
 /// The action that S3 has for a deed.
 const fn action(deed: Deed) -> &'static str {
@@ -81,6 +84,20 @@ fn in_bucket(
     // Without an object, and without leave to list, S3 does not say which of the two is why nothing can be read.
     let [written, _, listed, _] = &outcomes;
     let unsure = written.is_err() && denied(listed);
+    let mut unassumed = false;
+    if let Some(role) = &access.assume_role {
+        let why = outcomes.iter().find_map(|outcome| outcome.as_ref().err());
+        let verdict = match why.filter(|failure| failure.class == Class::Credentials) {
+            None => Verdict::Allowed,
+            Some(failure) if failure.message.contains(ASSUME) => {
+                unassumed = true;
+                findings.push(not_assumed(name, role, &failure.to_string()));
+                Verdict::Denied
+            }
+            Some(failure) => unlike(failure),
+        };
+        cells.push(Cell { member: name.to_owned(), action: ASSUME.to_owned(), verdict });
+    }
     for (deed, outcome) in DEEDS.into_iter().zip(&outcomes) {
         let verdict = match outcome {
             Ok(()) => Verdict::Allowed,
@@ -98,7 +115,7 @@ fn in_bucket(
         };
         cells.push(Cell { member: name.to_owned(), action: action(deed).to_owned(), verdict });
     }
-    findings.extend(other.map(|failure| {
+    findings.extend(other.filter(|_| !unassumed).map(|failure| {
         let remedy = match failure.class {
             Class::Credentials => Class::Credentials.remedy(),
             _ => "check the bucket's name, its Region and the endpoint",

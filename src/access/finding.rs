@@ -6,7 +6,7 @@
 use super::needs::{Action, Needs};
 use super::policy::{Identity, account_of};
 use super::statement::{Side, allow, resource};
-use crate::config::{Access, TableArn};
+use crate::config::{Access, AssumeRole, TableArn};
 use crate::failure::{Class, Failure};
 use serde_json::{Value, json};
 use std::fmt;
@@ -234,22 +234,27 @@ impl Subject<'_> {
             };
             return Finding::new(self.name, Some(action), text, remedy);
         };
-        let caller = arns(&text).next().map_or("<the ARN of the replicator's role>".to_owned(), role_of);
-        let mut trust = json!({
-            "Effect": "Allow", "Action": "sts:AssumeRole", "Principal": { "AWS": caller },
-        });
-        if let Some(id) = &role.external_id {
-            trust["Condition"] = json!({ "StringEquals": { "sts:ExternalId": id } });
-        }
-        let own = json!({ "Effect": "Allow", "Action": "sts:AssumeRole", "Resource": role.role_arn });
-        let add = vec![
-            Addition { place: format!("the identity policy of {caller}"), statement: own },
-            Addition { place: format!("the trust policy of {}", role.role_arn), statement: trust },
-        ];
-        let what = format!("the role {} cannot be assumed: {text}", role.role_arn);
-        let remedy = format!("{}\n(AWS does not say which of the two is missing)", spell(&add));
-        Finding { add, ..Finding::new(self.name, None, what, remedy) }
+        not_assumed(self.name, role, &text)
     }
+}
+
+/// A role that cannot be assumed, with what both sides must say.
+pub(super) fn not_assumed(name: &str, role: &AssumeRole, text: &str) -> Finding {
+    let caller = arns(text).next().map_or("<the ARN of the replicator's role>".to_owned(), role_of);
+    let mut trust = json!({
+        "Effect": "Allow", "Action": "sts:AssumeRole", "Principal": { "AWS": caller },
+    });
+    if let Some(id) = &role.external_id {
+        trust["Condition"] = json!({ "StringEquals": { "sts:ExternalId": id } });
+    }
+    let own = json!({ "Effect": "Allow", "Action": "sts:AssumeRole", "Resource": role.role_arn });
+    let add = vec![
+        Addition { place: format!("the identity policy of {caller}"), statement: own },
+        Addition { place: format!("the trust policy of {}", role.role_arn), statement: trust },
+    ];
+    let what = format!("the role {} cannot be assumed: {text}", role.role_arn);
+    let remedy = format!("{}\n(AWS does not say which of the two is missing)", spell(&add));
+    Finding { add, ..Finding::new(name, None, what, remedy) }
 }
 
 /// Beside every statement to add.
@@ -343,7 +348,6 @@ pub fn folded(findings: Vec<Finding>) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::AssumeRole;
     use std::time::Duration;
 
     const STREAM: &str = "arn:aws:dynamodb:eu-west-1:111111111111:table/orders/stream/2026";

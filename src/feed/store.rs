@@ -5,7 +5,7 @@
 
 use crate::aws::Aws;
 use crate::config::{self, FeedPlace};
-use crate::failure::{Class, Failure};
+use crate::failure::{Class, Failure, chain};
 use crate::feed::output::Output;
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
@@ -376,7 +376,7 @@ fn failure(error: object_store::Error) -> Failure {
         }
         _ => (Class::Unknown, "Store"),
     };
-    Failure::new(class, code, error.to_string())
+    Failure::new(class, code, chain(&error))
 }
 
 /// The SDK's credentials, kept until shortly before they expire.

@@ -3,6 +3,7 @@
 
 mod bucket;
 mod check;
+mod conditions;
 mod features;
 
 use crate::process::until;
@@ -103,8 +104,11 @@ impl World {
 
     fn documents(&self, features: &[Feature]) -> Vec<Document> {
         let features = features.iter().copied().collect();
-        let terms = Terms { principal: Some(PRINCIPAL.to_owned()), features, ..Terms::default() };
-        policy::documents(&self.config, &terms).unwrap()
+        self.written(Terms { features, ..Terms::default() })
+    }
+
+    fn written(&self, terms: Terms) -> Vec<Document> {
+        policy::documents(&self.config, &Terms { principal: Some(PRINCIPAL.to_owned()), ..terms }).unwrap()
     }
 
     /// Puts every document where it belongs, and nothing else.
@@ -142,7 +146,11 @@ impl World {
     }
 
     async fn check(&self, features: &[Feature]) -> Report {
-        let (aws, jitter, cancel) = (Aws::new(self.base()), Jitter::seeded(1), CancellationToken::new());
+        self.check_by(self.base(), features).await
+    }
+
+    async fn check_by(&self, base: Base, features: &[Feature]) -> Report {
+        let (aws, jitter, cancel) = (Aws::new(base), Jitter::seeded(1), CancellationToken::new());
         let preflight = Preflight::new(&self.config, &aws, &jitter, &cancel);
         let clock = Clock::starting_at(self.sandbox.clock().now());
         Box::pin(preflight.report(&features.iter().copied().collect(), clock)).await
