@@ -189,7 +189,9 @@ def check_kubernetes(tools):
 
 def check_prometheus():
     rules = DEPLOY / "prometheus/alerts.yml"
-    known(rules.read_text(), rules)
+    # What others scale by, too.
+    for path in [rules, *DEPLOY.glob("cloudformation/*.yaml"), *DEPLOY.glob("terraform/**/*.tf")]:
+        known(path.read_text(), path)
     tool = promtool()
     if tool is None:
         skip("the alerts", "there is no promtool here, and the package prometheus could not be installed")
