@@ -1,6 +1,6 @@
 //! What feeds need of their places: the statements that allow it, and trying it without leaving anything behind.
 
-use super::finding::{Addition, Cell, Finding, Verdict, not_assumed, spell, verdict_of};
+use super::finding::{Addition, Cell, Finding, Verdict, caller, not_assumed, spell, verdict_of};
 use super::preflight::Report;
 use super::statement::identity;
 use crate::aws::Aws;
@@ -135,16 +135,28 @@ fn unlike(failure: &Failure) -> Verdict {
 /// An action that is denied, with the statement that allows it.
 fn refused(name: &str, deed: Deed, access: &Access, statements: &[Statement], failure: &Failure) -> Finding {
     let action = action(deed);
-    let holds = |(actions, _): &&Statement| actions.iter().any(|own| own == action);
-    let addition = |(actions, resource): &Statement| Addition {
-        place: identity(access),
-        statement: json!({ "Effect": "Allow", "Action": actions, "Resource": resource }),
+    let verdict = verdict_of(&failure.message);
+    let holds =
+        |(actions, _): &&Statement| verdict != Verdict::Forbidden && actions.iter().any(|own| own == action);
+    let addition = |(actions, resource): &Statement| {
+        let mut statement = json!({ "Effect": "Allow", "Action": actions, "Resource": resource });
+        let place = if verdict == Verdict::DeniedByResource {
+            statement["Principal"] = json!({ "AWS": caller(&failure.message) });
+            "the policy of the bucket".to_owned()
+        } else {
+            identity(access)
+        };
+        Addition { place, statement }
     };
     let add: Vec<Addition> = statements.iter().filter(holds).map(addition).collect();
-    let remedy = format!(
-        "{}\n(a bucket of another account must allow it in its own policy, too; and none may deny it)",
-        spell(&add)
-    );
+    let remedy = match verdict {
+        Verdict::Forbidden => {
+            "a Deny statement forbids it, in the bucket's policy or another; no Allow can override that: remove or narrow it"
+                .to_owned()
+        }
+        Verdict::DeniedByResource => spell(&add),
+        _ => format!("{}\n(a bucket of another account must allow it in its own policy, too)", spell(&add)),
+    };
     let call = action.split(':').nth(1).map(Into::into);
     Finding { call, add, ..Finding::new(name, None, failure.to_string(), remedy) }
 }
@@ -183,6 +195,42 @@ mod tests {
             ["arn:aws:s3:::lake/orders/*", "arn:aws:s3:::lake", "arn:aws:s3:::lake/orders/_probe/*"]
         );
         assert_eq!(statements[2].0, ["s3:DeleteObject"]);
+    }
+
+    #[test]
+    fn a_denial_is_answered_where_it_comes_from() {
+        let access = Access {
+            region: "eu-west-1".into(),
+            endpoint: None,
+            streams_endpoint: None,
+            profile: None,
+            assume_role: None,
+        };
+        let statements = statements("aws", "lake", "orders");
+        let role = "arn:aws:iam::999999999999:role/shardwalker";
+        let judge = |why: &str| {
+            let user =
+                "User: arn:aws:sts::999999999999:assumed-role/shardwalker/task is not authorized to perform";
+            let message =
+                format!("403 Forbidden: <Message>{user}: s3:PutObject on resource: \"x\" {why}</Message>");
+            let denied = Err(Failure::new(Class::Denied, "PermissionDenied", message));
+            let (cells, mut findings) =
+                in_bucket("lake", &access, &statements, [denied, Ok(()), Ok(()), Ok(())]);
+            assert_eq!((cells.len(), findings.len()), (4, 1));
+            (cells[0].verdict.clone(), findings.remove(0))
+        };
+        let (verdict, finding) = judge("because no identity-based policy allows the s3:PutObject action");
+        assert_eq!(verdict, Verdict::DeniedByIdentity);
+        assert_eq!(finding.add[0].statement.get("Principal"), None);
+        let (verdict, finding) = judge("because no resource-based policy allows the s3:PutObject action");
+        assert_eq!(verdict, Verdict::DeniedByResource);
+        assert_eq!(finding.add[0].place, "the policy of the bucket");
+        assert_eq!(finding.add[0].statement["Principal"]["AWS"], role);
+        let (verdict, finding) = judge("with an explicit deny in a resource-based policy");
+        assert_eq!(verdict, Verdict::Forbidden);
+        assert!(finding.add.is_empty() && finding.remedy.contains("a Deny statement"), "{finding}");
+        let (verdict, finding) = judge("");
+        assert_eq!((verdict, finding.add.len()), (Verdict::Denied, 1));
     }
 
     #[test]

@@ -184,7 +184,7 @@ impl Subject<'_> {
             Verdict::DeniedByResource => &[resource_side],
             _ => &[Side::Identity, resource_side],
         };
-        let caller = arns(message).next().map_or("<the ARN of the replicator's role>".to_owned(), role_of);
+        let caller = caller(message);
         // A session does not tell the path of its role; the config does, of one that is assumed.
         let assumed = self.access.assume_role.as_ref().map(|role| &role.role_arn);
         let caller = assumed.filter(|role| same_role(role, &caller)).cloned().unwrap_or(caller);
@@ -240,7 +240,7 @@ impl Subject<'_> {
 
 /// A role that cannot be assumed, with what both sides must say.
 pub(super) fn not_assumed(name: &str, role: &AssumeRole, text: &str) -> Finding {
-    let caller = arns(text).next().map_or("<the ARN of the replicator's role>".to_owned(), role_of);
+    let caller = caller(text);
     let mut trust = json!({
         "Effect": "Allow", "Action": "sts:AssumeRole", "Principal": { "AWS": caller },
     });
@@ -311,6 +311,11 @@ fn same_role(one: &str, other: &str) -> bool {
 /// The ARNs in a message; the first is the caller's.
 fn arns(message: &str) -> impl Iterator<Item = &str> {
     message.split_whitespace().filter(|word| word.starts_with("arn:aws"))
+}
+
+/// Who a denial says was denied: of a session, its role.
+pub(super) fn caller(message: &str) -> String {
+    arns(message).next().map_or("<the ARN of the replicator's role>".to_owned(), role_of)
 }
 
 /// The role behind an assumed role's session: what a policy should name.
