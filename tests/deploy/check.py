@@ -305,8 +305,8 @@ def check_image_tls(root, inside):
         skip("TLS in the image", "there is no openssl here to make a certificate")
         return
     # As the Dockerfile sets it.
-    environment = {"SSL_CERT_FILE": "/etc/ssl/certs/ca-certificates.crt"}
-    environment |= {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "none", "RUST_LOG": "off"}
+    environment = {"PATH": os.environ["PATH"], "SSL_CERT_FILE": "/etc/ssl/certs/ca-certificates.crt"}
+    environment |= {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "none"}
     certificates = root / "etc/ssl/certs/ca-certificates.crt"
     with tempfile.TemporaryDirectory() as directory, tls.serving(pathlib.Path(directory)) as port:
         endpoint = f'endpoint = "https://127.0.0.1:{port}"'

@@ -30,6 +30,11 @@ class Denies(http.server.BaseHTTPRequestHandler):
         pass
 
 
+class Server(http.server.ThreadingHTTPServer):
+    def handle_error(self, *_):
+        """Who does not trust the certificate hangs up, which is no fault of this side."""
+
+
 def openssl(*arguments, directory):
     done = subprocess.run(
         ["openssl", *arguments], cwd=directory, stdin=subprocess.DEVNULL, capture_output=True
@@ -51,7 +56,7 @@ def serving(directory):
     openssl(*signs, directory=directory)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(directory / "server.pem", directory / "server.key")
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Denies)
+    server = Server(("127.0.0.1", 0), Denies)
     server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
