@@ -6,7 +6,7 @@
 use super::needs::{Action, Needs};
 use super::policy::{Identity, account_of};
 use super::statement::{Side, allow, resource};
-use crate::config::{Access, TableArn};
+use crate::config::{Access, AssumeRole, TableArn};
 use crate::failure::{Class, Failure};
 use serde_json::{Value, json};
 use std::fmt;
@@ -184,7 +184,7 @@ impl Subject<'_> {
             Verdict::DeniedByResource => &[resource_side],
             _ => &[Side::Identity, resource_side],
         };
-        let caller = arns(message).next().map_or("<the ARN of the replicator's role>".to_owned(), role_of);
+        let caller = caller(message);
         // A session does not tell the path of its role; the config does, of one that is assumed.
         let assumed = self.access.assume_role.as_ref().map(|role| &role.role_arn);
         let caller = assumed.filter(|role| same_role(role, &caller)).cloned().unwrap_or(caller);
@@ -234,22 +234,27 @@ impl Subject<'_> {
             };
             return Finding::new(self.name, Some(action), text, remedy);
         };
-        let caller = arns(&text).next().map_or("<the ARN of the replicator's role>".to_owned(), role_of);
-        let mut trust = json!({
-            "Effect": "Allow", "Action": "sts:AssumeRole", "Principal": { "AWS": caller },
-        });
-        if let Some(id) = &role.external_id {
-            trust["Condition"] = json!({ "StringEquals": { "sts:ExternalId": id } });
-        }
-        let own = json!({ "Effect": "Allow", "Action": "sts:AssumeRole", "Resource": role.role_arn });
-        let add = vec![
-            Addition { place: format!("the identity policy of {caller}"), statement: own },
-            Addition { place: format!("the trust policy of {}", role.role_arn), statement: trust },
-        ];
-        let what = format!("the role {} cannot be assumed: {text}", role.role_arn);
-        let remedy = format!("{}\n(AWS does not say which of the two is missing)", spell(&add));
-        Finding { add, ..Finding::new(self.name, None, what, remedy) }
+        not_assumed(self.name, role, &text)
     }
+}
+
+/// A role that cannot be assumed, with what both sides must say.
+pub(super) fn not_assumed(name: &str, role: &AssumeRole, text: &str) -> Finding {
+    let caller = caller(text);
+    let mut trust = json!({
+        "Effect": "Allow", "Action": "sts:AssumeRole", "Principal": { "AWS": caller },
+    });
+    if let Some(id) = &role.external_id {
+        trust["Condition"] = json!({ "StringEquals": { "sts:ExternalId": id } });
+    }
+    let own = json!({ "Effect": "Allow", "Action": "sts:AssumeRole", "Resource": role.role_arn });
+    let add = vec![
+        Addition { place: format!("the identity policy of {caller}"), statement: own },
+        Addition { place: format!("the trust policy of {}", role.role_arn), statement: trust },
+    ];
+    let what = format!("the role {} cannot be assumed: {text}", role.role_arn);
+    let remedy = format!("{}\n(AWS does not say which of the two is missing)", spell(&add));
+    Finding { add, ..Finding::new(name, None, what, remedy) }
 }
 
 /// Beside every statement to add.
@@ -266,13 +271,14 @@ fn of_a_key(message: &str) -> bool {
     ["kms:", "KMS key ", "KMS validation error"].iter().any(|words| message.contains(words))
 }
 
-fn spell(add: &[Addition]) -> String {
+/// Statements to add, for a person.
+pub(super) fn spell(add: &[Addition]) -> String {
     let part = |addition: &Addition| format!("add to {}:\n{}", addition.place, addition.statement);
     add.iter().map(part).collect::<Vec<_>>().join("\n")
 }
 
 /// AWS says which side denied.
-fn verdict_of(message: &str) -> Verdict {
+pub(super) fn verdict_of(message: &str) -> Verdict {
     if message.contains("explicit deny") {
         Verdict::Forbidden
     } else if message.contains("no identity-based policy") {
@@ -305,6 +311,11 @@ fn same_role(one: &str, other: &str) -> bool {
 /// The ARNs in a message; the first is the caller's.
 fn arns(message: &str) -> impl Iterator<Item = &str> {
     message.split_whitespace().filter(|word| word.starts_with("arn:aws"))
+}
+
+/// Who a denial says was denied: of a session, its role.
+pub(super) fn caller(message: &str) -> String {
+    arns(message).next().map_or("<the ARN of the replicator's role>".to_owned(), role_of)
 }
 
 /// The role behind an assumed role's session: what a policy should name.
@@ -342,7 +353,6 @@ pub fn folded(findings: Vec<Finding>) -> Vec<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::AssumeRole;
     use std::time::Duration;
 
     const STREAM: &str = "arn:aws:dynamodb:eu-west-1:111111111111:table/orders/stream/2026";

@@ -100,6 +100,10 @@ pub enum Part {
     Member,
     /// Routes of any kind lead from it.
     Origin,
+    /// It is one end of a route between members, which can be compared.
+    Compared,
+    /// One-way routes lead to it that stamp what they write.
+    Stamped,
     /// Routes lead from it whose backfills look at single items of it: those with a shape, or with pristine peers.
     Looked,
     /// It is one end of a route that has a way back.
@@ -155,11 +159,9 @@ pub const TABLE: &[Row] = &[
     (Backfill, Part::Origin, &[Scan], "reads what is there"),
     (Backfill, Part::Looked, &[GetItem], "looks at single items again"),
     (Backfill, Part::Peer, &[PutItem, DeleteItem], "writes what was there"),
-    (Verify, Part::Source, &[Scan, GetItem], "compares"),
-    (Verify, Part::Peer, &[Scan, GetItem], "compares"),
-    (Verify, Part::Member, &[Scan], "compares"),
+    (Verify, Part::Compared, &[Scan, GetItem], "compares"),
     (Repair, Part::Peer, &[PutItem, DeleteItem], "mends differences"),
-    (Strip, Part::Peer, &[Scan, UpdateItem], "takes the stamps off"),
+    (Strip, Part::Stamped, &[Scan, UpdateItem], "takes the stamps off"),
     (Cutover, Part::Turning, &[GetItem, PutItem, DeleteItem], "writes the final marker, and sees it arrive"),
     (
         CreateStateTable,
@@ -190,6 +192,12 @@ impl Needs {
             }
             if from && (route.shape.is_some() || route.pristine) {
                 parts.push(Part::Looked);
+            }
+            if to || from && !route.to.is_empty() {
+                parts.push(Part::Compared);
+            }
+            if to && route.group.is_none() && !route.pristine {
+                parts.push(Part::Stamped);
             }
             if route.reversible && (from || to) {
                 parts.push(Part::Turning);

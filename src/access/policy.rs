@@ -19,6 +19,8 @@ pub const UNKNOWN_ACCOUNT: &str = "ACCOUNT-OF-THE-REPLICATOR";
 pub const MOST_RESOURCE: usize = 20 * 1024;
 /// AWS's bound of a managed policy, in characters without white space.
 pub const MOST_MANAGED: usize = 6144;
+/// So many managed policies AWS attaches to a role or a user; on request, twice as many.
+pub const MOST_ATTACHED: usize = 10;
 
 /// AWS's bound of a trust policy, in characters without white space: the quota that every account has. It can be
 /// raised to twice that.
@@ -370,6 +372,29 @@ fn put(conditions: &mut Value, operator: &str, key: &str, value: Value) {
     conditions[operator][key] = value;
 }
 
+/// What the statements of a role's document may take, and what is around them the rest.
+const PACK: usize = MOST_MANAGED - 64;
+/// Resources of a statement: few enough for statements to fill a document well.
+const RESOURCES: usize = 20;
+
+/// Resources in lists of no more than [`RESOURCES`], and than `room` characters as JSON where more than one would take more.
+fn cut(resources: BTreeSet<String>, room: usize) -> Vec<Vec<String>> {
+    let mut lists: Vec<(usize, Vec<String>)> = Vec::new();
+    for resource in resources {
+        let length = json!(resource).to_string().len() + 1;
+        let fits =
+            |(so_far, list): &&mut (usize, Vec<String>)| list.len() < RESOURCES && *so_far + length <= room;
+        match lists.last_mut().filter(fits) {
+            Some((so_far, list)) => {
+                *so_far += length;
+                list.push(resource);
+            }
+            None => lists.push((length, vec![resource])),
+        }
+    }
+    lists.into_iter().map(|(_, list)| list).collect()
+}
+
 /// What a role is allowed: resources by actions and condition, so that a document is as short as it can be.
 #[derive(Debug, Default)]
 struct Grants {
@@ -400,14 +425,18 @@ impl Grants {
     fn documents(self, role: &str) -> Vec<Document> {
         let mut packs: Vec<(usize, Vec<Value>)> = Vec::new();
         for ((actions, condition), resources) in self.by_actions {
-            // A statement of many tables is cut into several.
-            for resources in resources.into_iter().collect::<Vec<_>>().chunks(20) {
+            let of = |resources: &[String]| {
                 let mut statement = json!({ "Effect": "Allow", "Action": actions, "Resource": resources });
                 if let Ok(condition @ Value::Object(_)) = serde_json::from_str(&condition) {
                     statement["Condition"] = condition;
                 }
+                statement
+            };
+            let room = PACK.saturating_sub(of(&[]).to_string().len() + 1);
+            for resources in cut(resources, room) {
+                let statement = of(&resources);
                 let length = statement.to_string().len() + 1;
-                match packs.last_mut().filter(|(so_far, _)| so_far + length <= MOST_MANAGED - 64) {
+                match packs.last_mut().filter(|(so_far, _)| so_far + length <= PACK) {
                     Some((so_far, pack)) => {
                         *so_far += length;
                         pack.push(statement);
@@ -438,7 +467,8 @@ fn check_lengths(documents: &[Document]) -> Result<(), PolicyError> {
     for document in documents {
         match &document.attach {
             Attach::Table(arn) | Attach::Stream(arn) => {
-                let length = format!("{:#}", document.policy).len();
+                // As it is saved, with the end of its last line.
+                let length = format!("{:#}\n", document.policy).len();
                 if length > MOST_RESOURCE {
                     return Err(PolicyError::TooLong(arn.to_string(), length));
                 }

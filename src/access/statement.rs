@@ -26,14 +26,21 @@ impl Side {
     #[must_use]
     pub fn place(self, table: &TableArn, access: &Access) -> String {
         let account = &table.account;
-        match (self, &access.assume_role) {
-            (Self::Identity, None) => "the identity policy of the role that makes the call".to_owned(),
-            (Self::Identity, Some(role)) => format!("the identity policy of {}", role.role_arn),
-            (Self::Table, _) => format!("the resource policy of the table, in account {account}"),
-            (Self::Stream, _) => {
+        match self {
+            Self::Identity => identity(access),
+            Self::Table => format!("the resource policy of the table, in account {account}"),
+            Self::Stream => {
                 format!("the resource policy of the table's current stream, in account {account}")
             }
         }
+    }
+}
+
+/// The policy of whoever makes the calls of an access, for a person.
+pub(super) fn identity(access: &Access) -> String {
+    match &access.assume_role {
+        None => "the identity policy of the role that makes the call".to_owned(),
+        Some(role) => format!("the identity policy of {}", role.role_arn),
     }
 }
 

@@ -4,7 +4,7 @@ mod simulate;
 
 use super::{ConfigArg, answer, complain};
 use crate::access::needs::Feature;
-use crate::access::policy::{self, Document, Terms, UNKNOWN_ACCOUNT};
+use crate::access::policy::{self, Attach, Document, MOST_ATTACHED, Terms, UNKNOWN_ACCOUNT};
 use crate::access::render;
 use crate::config::{Config, TableArn};
 use anyhow::{Context, bail};
@@ -165,6 +165,7 @@ impl DocumentArgs {
                 bail!("nothing is needed in account {side}");
             }
         }
+        too_many(&documents);
         let accounts = render::by_account(&documents);
         match self.format {
             Format::Json => {
@@ -241,6 +242,22 @@ impl DocumentArgs {
                  its owners make it, with partition key pk (S) and sort key sk (S)",
             );
         }
+    }
+}
+
+/// Says on stderr which roles more policies are written for than AWS attaches to one.
+fn too_many(documents: &[Document]) {
+    let mut of_roles: BTreeMap<&str, usize> = BTreeMap::new();
+    for document in documents {
+        if let Attach::Role(role) = &document.attach {
+            *of_roles.entry(role).or_default() += 1;
+        }
+    }
+    for (role, policies) in of_roles.into_iter().filter(|(_, policies)| *policies > MOST_ATTACHED) {
+        complain(&format!(
+            "{role} takes {policies} managed policies. AWS attaches ten to a role, and twenty on request: reach members by \
+             roles of their accounts (assume_role), or divide the config between replicators"
+        ));
     }
 }
 

@@ -5,7 +5,7 @@
 
 use crate::aws::Aws;
 use crate::config::{self, FeedPlace};
-use crate::failure::{Class, Failure};
+use crate::failure::{Class, Failure, chain};
 use crate::feed::output::Output;
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::{ProvideCredentials, SharedCredentialsProvider};
@@ -188,6 +188,22 @@ async fn clean(stage: &std::path::Path) -> std::io::Result<()> {
     Ok(())
 }
 
+/// What is done at a feed's place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Deed {
+    /// Writing a file.
+    Write,
+    /// Reading one, and seeing that there is none.
+    Read,
+    /// Listing files.
+    List,
+    /// Deleting what was tried.
+    Delete,
+}
+
+/// All of them.
+pub const DEEDS: [Deed; 4] = [Deed::Write, Deed::Read, Deed::List, Deed::Delete];
+
 /// A file as it was when it was looked at.
 #[derive(Debug, Clone)]
 pub struct Seen {
@@ -228,6 +244,8 @@ impl Store {
                     .with_bucket_name(bucket)
                     .with_region(&access.region)
                     .with_retry(once())
+                    // What is refused of several is told in words only, and not all that speak S3 can it.
+                    .with_disable_bulk_delete(true)
                     .with_client_options(options(access.endpoint.as_deref()));
                 if let Some(endpoint) = &access.endpoint {
                     builder = builder.with_endpoint(endpoint);
@@ -321,19 +339,23 @@ impl Store {
         found.bytes().await.map(|bytes| bytes.to_vec()).map_err(failure)
     }
 
-    /// Tries to write, read and list, and leaves nothing behind; `id` keeps two at the same time apart.
+    /// Tries everything that is done at a feed's place, and leaves nothing behind; `id` keeps two at the same time apart.
+    /// What came of each, in the order of [`DEEDS`].
     ///
     /// # Errors
-    /// What was refused.
-    pub async fn probe(&self, id: &str) -> Result<(), Failure> {
-        let Some((store, prefix)) = self.objects().await? else { return Ok(()) };
+    /// Why nothing could be tried.
+    pub async fn probe(&self, id: &str) -> Result<[Result<(), Failure>; DEEDS.len()], Failure> {
+        let Some((store, prefix)) = self.objects().await? else { return Ok([const { Ok(()) }; DEEDS.len()]) };
         let name = format!("_probe/{id}");
-        self.put(&name, PutPayload::new()).await?;
-        let read = self.get(&name).await;
+        let written = self.put(&name, PutPayload::new()).await;
         let listed = store.list(Some(&path(prefix, "_probe"))).take(1).try_collect::<Vec<_>>().await;
-        store.delete(&path(prefix, &name)).await.map_err(failure)?;
-        read?;
-        listed.map(drop).map_err(failure)
+        let read = self.get(&name).await;
+        // A directory says so when there is nothing to delete, because nothing could be written.
+        let deleted = match store.delete(&path(prefix, &name)).await.map_err(failure) {
+            Err(failure) if failure.class == Class::NotFound => Ok(()),
+            deleted => deleted,
+        };
+        Ok([written, read.map(drop), listed.map(drop).map_err(failure), deleted])
     }
 }
 
@@ -348,9 +370,13 @@ fn failure(error: object_store::Error) -> Failure {
         E::Precondition { .. } => (Class::Condition, "Changed"),
         E::PermissionDenied { .. } => (Class::Denied, "PermissionDenied"),
         E::Unauthenticated { .. } => (Class::Credentials, "Unauthenticated"),
+        // Of a listing, nothing but the words says it.
+        E::Generic { .. } if error.to_string().contains("status code: 403") => {
+            (Class::Denied, "PermissionDenied")
+        }
         _ => (Class::Unknown, "Store"),
     };
-    Failure::new(class, code, error.to_string())
+    Failure::new(class, code, chain(&error))
 }
 
 /// The SDK's credentials, kept until shortly before they expire.

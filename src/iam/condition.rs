@@ -1,8 +1,9 @@
-//! Conditions of IAM policies: operators, set qualifiers, `…IfExists` and policy variables.
+//! Conditions of IAM policies: operators, set qualifiers and `…IfExists`.
 //!
-//! Owns what one condition means, given the request's context. Context keys are lower-case here; a key that
+//! Owns what one condition means, given the request's context; what its patterns match is [`super::pattern`]'s business. Context keys are lower-case here; a key that
 //! the request does not have is `None`, which is not the same as an empty list.
 
+use super::pattern::Pattern;
 use serde_json::Value;
 use std::net::IpAddr;
 
@@ -142,7 +143,8 @@ impl Condition {
             };
         };
         // A variable without a value makes its pattern match nothing.
-        let wanted: Vec<String> = self.values.iter().filter_map(|value| substitute(value, context)).collect();
+        let wanted: Vec<Pattern> =
+            self.values.iter().filter_map(|value| Pattern::read(value, context)).collect();
         let one = |value: &String| wanted.iter().any(|want| self.matches(value, want)) != self.negated;
         match self.set {
             Some(Set::All) => actual.iter().all(one),
@@ -153,12 +155,19 @@ impl Condition {
         }
     }
 
-    fn matches(&self, actual: &str, wanted: &str) -> bool {
+    fn matches(&self, actual: &str, wanted: &Pattern) -> bool {
+        match self.test {
+            Test::Like => wanted.matches(actual),
+            Test::Arn => wanted.matches_arn(actual),
+            _ => self.compares(actual, &wanted.text()),
+        }
+    }
+
+    /// Whether a value is what another one says, where wildcards mean nothing.
+    fn compares(&self, actual: &str, wanted: &str) -> bool {
         match self.test {
             Test::Equal => actual == wanted,
             Test::EqualIgnoringCase => actual.eq_ignore_ascii_case(wanted),
-            Test::Like => glob(wanted, actual),
-            Test::Arn => glob_arn(wanted, actual),
             Test::Number(order) => match (actual.parse::<f64>(), wanted.parse::<f64>()) {
                 (Ok(actual), Ok(wanted)) => order.holds(&actual, &wanted),
                 _ => false,
@@ -169,7 +178,7 @@ impl Condition {
             },
             Test::Bool => actual.eq_ignore_ascii_case(wanted),
             Test::Ip => in_network(actual, wanted),
-            Test::Null => false,
+            Test::Like | Test::Arn | Test::Null => false,
         }
     }
 }
@@ -180,70 +189,6 @@ fn scalar(value: &Value) -> Option<String> {
         Value::Bool(_) | Value::Number(_) => Some(value.to_string()),
         _ => None,
     }
-}
-
-/// Replaces `${key}` by the request's value; `None` when the request has no such key.
-/// `${*}`, `${?}` and `${$}` stand for the character.
-pub(super) fn substitute(pattern: &str, context: &Context<'_>) -> Option<String> {
-    let mut rest = pattern;
-    let mut text = String::new();
-    while let Some(start) = rest.find("${") {
-        text.push_str(&rest[..start]);
-        let end = start + rest[start..].find('}')?;
-        match &rest[start + 2..end] {
-            literal @ ("*" | "?" | "$") => text.push_str(literal),
-            variable => {
-                let (key, default) = match variable.split_once(',') {
-                    Some((key, default)) => (key.trim(), Some(default.trim().trim_matches('\''))),
-                    None => (variable, None),
-                };
-                match context(&key.to_ascii_lowercase()).as_deref() {
-                    Some([value]) => text.push_str(value),
-                    _ => text.push_str(default?),
-                }
-            }
-        }
-        rest = &rest[end + 1..];
-    }
-    text.push_str(rest);
-    Some(text)
-}
-
-/// Whether a text matches a pattern with `*` and `?`.
-pub(super) fn glob(pattern: &str, text: &str) -> bool {
-    let (pattern, text) = (pattern.as_bytes(), text.as_bytes());
-    let (mut p, mut t) = (0, 0);
-    let mut star: Option<(usize, usize)> = None;
-    while t < text.len() {
-        match pattern.get(p) {
-            Some(b'*') => {
-                star = Some((p, t));
-                p += 1;
-            }
-            Some(&c) if c == b'?' || c == text[t] => {
-                p += 1;
-                t += 1;
-            }
-            _ => match star {
-                Some((at, from)) => {
-                    p = at + 1;
-                    t = from + 1;
-                    star = Some((at, from + 1));
-                }
-                None => return false,
-            },
-        }
-    }
-    pattern[p..].iter().all(|&c| c == b'*')
-}
-
-/// Whether an ARN matches a pattern, field by field: a `*` stays within its field.
-pub(super) fn glob_arn(pattern: &str, arn: &str) -> bool {
-    let (fields, actual): (Vec<_>, Vec<_>) = (pattern.splitn(6, ':').collect(), arn.splitn(6, ':').collect());
-    if fields.len() != 6 || actual.len() != 6 {
-        return glob(pattern, arn);
-    }
-    fields.iter().zip(&actual).all(|(pattern, text)| glob(pattern, text))
 }
 
 fn epoch_seconds(text: &str) -> Option<i64> {
@@ -339,10 +284,32 @@ mod tests {
     }
 
     #[test]
+    fn characters_that_stand_for_themselves() {
+        for (pattern, value, expected) in [
+            ("a${*}b", "a*b", true),
+            ("a${*}b", "axb", false),
+            ("a${?}*", "a?b", true),
+            ("a${?}*", "axb", false),
+            ("a${$}{b}", "a${b}", true),
+            ("${k2}*", "*x", true),
+            ("${k2}*", "yx", false),
+        ] {
+            let context: &[(&str, &[&str])] = &[("k", &[value]), ("k2", &["*"])];
+            assert_eq!(holds(json!({"StringLike": {"k": pattern}}), context), expected, "{pattern} {value}");
+        }
+        let equal = json!({"StringEquals": {"k": "a${*}b"}});
+        assert!(holds(equal.clone(), &[("k", &["a*b"])]) && !holds(equal, &[("k", &["axb"])]));
+    }
+
+    #[test]
     fn variables() {
         let block = json!({"StringLike": {"k": "${aws:username}/${*}*"}});
         assert!(holds(block.clone(), &[("k", &["alice/*x"]), ("aws:username", &["alice"])]));
         assert!(!holds(block, &[("k", &["alice/*x"])]));
+        assert!(!holds(
+            json!({"StringLike": {"k": "${aws:username}/${*}*"}}),
+            &[("k", &["alice/x"]), ("aws:username", &["alice"])]
+        ));
         let with_default = json!({"StringEquals": {"k": "${aws:username, 'nobody'}"}});
         assert!(holds(with_default, &[("k", &["nobody"])]));
     }

@@ -1,10 +1,11 @@
 //! AWS's policy evaluation, as a pure function: who may do what to which resource, and which statement says so.
 //!
 //! Owns the order of the rules (a deny on any side wins; within an account the identity or the resource policy
-//! allows; across accounts both must; a session policy only narrows) and AWS's words for a denial. Leaves to
+//! allows; across accounts both must; a permissions boundary and a session policy only narrow) and AWS's words for a denial. Leaves to
 //! others: which policies are in effect, and the request's context.
 
-use super::condition::{Context, glob, glob_arn, substitute};
+use super::condition::Context;
+use super::pattern::Pattern;
 use super::policy::{Effect, Patterns, Policy, Principals, Statement};
 use std::fmt;
 use std::sync::Arc;
@@ -57,6 +58,8 @@ pub struct Named {
 pub struct Policies<'a> {
     /// Of the user or role.
     pub identity: &'a [Named],
+    /// The permissions boundary of the user or role; `None` when there is none, which does not narrow.
+    pub boundary: Option<&'a [Named]>,
     /// Passed when the session was made; `None` when none was, which does not narrow.
     pub session: Option<&'a [Named]>,
     /// Of the resource.
@@ -84,6 +87,8 @@ pub struct Request<'a> {
 pub enum Side {
     /// The caller's own policies.
     Identity,
+    /// What bounds the caller's own policies.
+    Boundary,
     /// The policy of the caller's session.
     Session,
     /// The resource's policy.
@@ -93,9 +98,10 @@ pub enum Side {
 impl fmt::Display for Side {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Identity => "identity-based",
-            Self::Session => "session",
-            Self::Resource => "resource-based",
+            Self::Identity => "identity-based policy",
+            Self::Boundary => "permissions boundary",
+            Self::Session => "session policy",
+            Self::Resource => "resource-based policy",
         })
     }
 }
@@ -138,10 +144,10 @@ impl Verdict {
         let because = match self {
             Self::Allowed(_) => return None,
             Self::Denied(by) if by.side == Side::Identity => {
-                "with an explicit deny in an identity-based policy".into()
+                format!("with an explicit deny in an {}", by.side)
             }
-            Self::Denied(by) => format!("with an explicit deny in a {} policy", by.side),
-            Self::NotAllowed(side) => format!("because no {side} policy allows the {action} action"),
+            Self::Denied(by) => format!("with an explicit deny in a {}", by.side),
+            Self::NotAllowed(side) => format!("because no {side} allows the {action} action"),
         };
         let arn = &principal.arn;
         Some(format!("User: {arn} is not authorized to perform: {action} on resource: {resource} {because}"))
@@ -153,7 +159,7 @@ impl Verdict {
 enum Reach {
     /// It names the caller's account, which may then allow its own.
     Account,
-    /// It names the role: the session's policy still narrows.
+    /// It names the role: its boundary and the session's policy still narrow.
     Role,
     /// It names the caller itself, or everybody.
     Direct,
@@ -164,42 +170,52 @@ enum Reach {
 pub fn evaluate(request: &Request<'_>, policies: &Policies<'_>) -> Verdict {
     let resource = policies.resource.map(std::slice::from_ref).unwrap_or_default();
     let session = policies.session.unwrap_or_default();
-    for (side, set) in
-        [(Side::Identity, policies.identity), (Side::Session, session), (Side::Resource, resource)]
-    {
+    let boundary = policies.boundary.unwrap_or_default();
+    for (side, set) in [
+        (Side::Identity, policies.identity),
+        (Side::Boundary, boundary),
+        (Side::Session, session),
+        (Side::Resource, resource),
+    ] {
         if let Some((by, _)) = find(request, side, set, Effect::Deny) {
             return Verdict::Denied(by);
         }
     }
 
     let by_identity = find(request, Side::Identity, policies.identity, Effect::Allow).map(|found| found.0);
+    let by_boundary = find(request, Side::Boundary, boundary, Effect::Allow).map(|found| found.0);
     let by_session = find(request, Side::Session, session, Effect::Allow).map(|found| found.0);
     let by_resource = find(request, Side::Resource, resource, Effect::Allow);
     let root = request.principal.kind == PrincipalKind::Root;
-    let session_allows = policies.session.is_none() || by_session.is_some();
+    // What narrows, and does not allow.
+    let narrowed = match () {
+        () if policies.boundary.is_some() && by_boundary.is_none() => Some(Side::Boundary),
+        () if policies.session.is_some() && by_session.is_none() => Some(Side::Session),
+        () => None,
+    };
     let same_account = request.principal.account == request.resource_account;
 
     if same_account {
         match &by_resource {
             Some((by, Reach::Direct)) => return Verdict::Allowed(vec![by.clone()]),
-            Some((by, Reach::Role)) if session_allows => {
-                return Verdict::Allowed([Some(by.clone()), by_session].into_iter().flatten().collect());
+            Some((by, Reach::Role)) => {
+                let by = [Some(by.clone()), by_boundary, by_session].into_iter().flatten().collect();
+                return narrowed.map_or(Verdict::Allowed(by), Verdict::NotAllowed);
             }
-            Some((_, Reach::Role)) => return Verdict::NotAllowed(Side::Session),
             Some((_, Reach::Account)) | None => {}
         }
     }
     if !root && by_identity.is_none() {
         return Verdict::NotAllowed(Side::Identity);
     }
-    if !session_allows {
-        return Verdict::NotAllowed(Side::Session);
+    if let Some(side) = narrowed {
+        return Verdict::NotAllowed(side);
     }
     if (!same_account || request.trust) && by_resource.is_none() {
         return Verdict::NotAllowed(Side::Resource);
     }
     let by_resource = by_resource.filter(|_| !same_account || request.trust).map(|found| found.0);
-    Verdict::Allowed([by_identity, by_session, by_resource].into_iter().flatten().collect())
+    Verdict::Allowed([by_identity, by_boundary, by_session, by_resource].into_iter().flatten().collect())
 }
 
 /// The statement with this effect that reaches the caller furthest, the first of those.
@@ -227,11 +243,12 @@ fn applies(request: &Request<'_>, side: Side, statement: &Statement) -> Option<R
         _ => Reach::Direct,
     };
     let action = request.action.to_ascii_lowercase();
-    let acts = any(&statement.actions, |pattern| glob(pattern, &action));
+    let acts = any(&statement.actions, |pattern| Pattern::plain(pattern).matches(&action));
     // Without one, only the policy of a resource means something: that resource.
     let on = statement.resources.as_ref().map_or(side == Side::Resource, |resources| {
         any(resources, |pattern| {
-            substitute(pattern, request.context).is_some_and(|pattern| glob_arn(&pattern, request.resource))
+            Pattern::read(pattern, request.context)
+                .is_some_and(|pattern| pattern.matches_resource(request.resource))
         })
     });
     (acts && on && statement.conditions.iter().all(|condition| condition.holds(request.context)))
@@ -328,7 +345,7 @@ mod tests {
                     let resource = on_resource.map(|e| policy("table", json!([grant(e, &caller)])));
                     let verdict = judge(
                         &caller,
-                        &Policies { identity: &identity, session: None, resource: resource.as_ref() },
+                        &Policies { identity: &identity, resource: resource.as_ref(), ..Policies::default() },
                     );
                     let sides = [on_identity, on_resource];
                     let expected = !sides.contains(&Some("Deny"))
@@ -389,10 +406,10 @@ mod tests {
         let caller = session();
         let (to_role, to_session) = (allow(ROLE), allow(&caller.arn));
         let narrow = [policy("session", json!({"Effect": "Allow", "Action": "s3:*", "Resource": "*"}))];
-        let with = |resource| Policies { identity: &[], session: Some(&narrow), resource };
+        let with = |resource| Policies { session: Some(&narrow), resource, ..Policies::default() };
         assert_eq!(judge(&caller, &with(Some(&to_role))), Verdict::NotAllowed(Side::Session));
         assert!(judge(&caller, &with(Some(&to_session))).is_allowed());
-        let wide = Policies { identity: &[], session: None, resource: Some(&to_role) };
+        let wide = Policies { resource: Some(&to_role), ..Policies::default() };
         assert!(judge(&caller, &wide).is_allowed());
     }
 
@@ -412,7 +429,7 @@ mod tests {
             (json!([ROLE, "111111111111"]), false),
         ] {
             let resource = deny(listed.clone());
-            let policies = Policies { identity: &identity, session: None, resource: Some(&resource) };
+            let policies = Policies { identity: &identity, resource: Some(&resource), ..Policies::default() };
             assert_eq!(judge(&caller, &policies).is_allowed(), expected, "{listed}");
         }
     }
@@ -423,7 +440,7 @@ mod tests {
         let judged = |document: Value| {
             let identity =
                 [Named { name: "own".into(), policy: Policy::parse(&document.to_string()).unwrap().into() }];
-            let policies = Policies { identity: &identity, session: None, resource: None };
+            let policies = Policies { identity: &identity, ..Policies::default() };
             judge(&caller, &policies).is_allowed()
         };
         let whole = json!({"Effect": "Allow", "Action": "dynamodb:GetItem", "Resource": TABLE});
@@ -446,7 +463,7 @@ mod tests {
         let resource = policy("resource", statement);
         let own = json!([{"Effect": "Allow", "Action": "*", "Resource": "*"}]);
         let identity = [policy("own", own)];
-        let policies = Policies { identity: &identity, session: None, resource: Some(&resource) };
+        let policies = Policies { identity: &identity, resource: Some(&resource), ..Policies::default() };
         assert!(matches!(judge(&caller, &policies), Verdict::Denied(_)));
     }
 }

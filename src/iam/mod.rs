@@ -5,4 +5,5 @@
 
 pub mod condition;
 pub mod evaluate;
+mod pattern;
 pub mod policy;

@@ -3,9 +3,9 @@
     python3 tests/deploy/check.py            all but the image
     python3 tests/deploy/check.py --image    builds the static binary, and the image where there is a tool for it
 
-The Python tools are installed into an environment under target/deploy; promtool comes from the distribution's package
-`prometheus`, which is installed when it is missing and this runs as root. What cannot be checked on a machine is said,
-and counted as skipped.
+The Python tools are installed into an environment under target/deploy; promtool comes from the
+distribution's package `prometheus`, which is installed when it is missing and this runs as root. What
+cannot be checked on a machine is said, and counted as skipped.
 """
 
 import argparse
@@ -20,11 +20,15 @@ import sys
 import tempfile
 import venv
 
+import tls
+
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 DEPLOY = ROOT / "deploy"
 TARGET = ROOT / "target" / "deploy"
 REQUIREMENTS = HERE / "requirements.txt"
+# The schema of Terraform's AWS provider 6.69, for provider.py: read as it is, without what it would need to run.
+PROVIDER = "cdktn-provider-aws==25.8.1"
 BINARY = ROOT / "target" / "debug" / "shardwalker"
 
 skipped = []
@@ -47,12 +51,14 @@ def run(*command, **more):
 
 def environment():
     """The environment with the tools; made anew when the requirements changed."""
-    made_from = TARGET / "made-from.txt"
-    if not made_from.exists() or made_from.read_text() != REQUIREMENTS.read_text():
+    made_from, wanted = TARGET / "made-from.txt", f"{REQUIREMENTS.read_text()}{PROVIDER}\n"
+    if not made_from.exists() or made_from.read_text() != wanted:
         shutil.rmtree(TARGET, ignore_errors=True)
         venv.create(TARGET, with_pip=True)
-        run(TARGET / "bin/pip", "install", "--quiet", "--disable-pip-version-check", "-r", REQUIREMENTS)
-        shutil.copy(REQUIREMENTS, made_from)
+        pip = [TARGET / "bin/pip", "--quiet", "--disable-pip-version-check"]
+        run(*pip, "install", "-r", REQUIREMENTS)
+        run(*pip, "download", "--no-deps", "--dest", TARGET / "provider", PROVIDER)
+        made_from.write_text(wanted)
     return TARGET / "bin"
 
 
@@ -84,19 +90,41 @@ def known(text, where):
         sys.exit(f"{where} names metrics that do not exist: {sorted(unknown)}")
 
 
+# What `policy` writes for the example, which has members by resource policies and by roles, a group and a
+# bucket: the least of it, and all that can be asked for.
+ROLE = "arn:aws:iam::999999999999:role/shardwalker"
+POLICY = ["policy", "-c", DEPLOY / "config.example.toml", "--principal", ROLE]
+KEY = "key/00000000-0000-0000-0000-000000000000"
+ASKED = {
+    "plain": ["--org-id", "o-example"],
+    "whole": [
+        *("--features", "backfill,verify,repair,strip,cutover,create-state-table", "--vpce", "vpce-1"),
+        *("--kms-key", f"orders-old=arn:aws:kms:eu-west-1:111111111111:{KEY}"),
+        *("--kms-key", f"state=arn:aws:kms:eu-west-1:999999999999:{KEY}"),
+    ],
+}
+
+
 def generated(tool):
-    """What `policy` writes for the example and for a config with roles, as files for another tool to look at."""
+    """The templates of each account, as files for another tool to look at."""
     directory = TARGET / "generated" / tool
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
-    config = DEPLOY / "config.example.toml"
-    command = [BINARY, "policy", "-c", config, "--principal", "arn:aws:iam::999999999999:role/shardwalker"]
-    documents = json.loads(run(*command))["documents"]
-    for account in {document["account"] for document in documents}:
-        text = run(*command, "--format", tool, "--side", account, "--org-id", "o-example")
-        suffix = "json" if tool == "cloudformation" else "tf"
-        (directory / f"{account}.{suffix}").write_text(text)
+    for name, asked in ASKED.items():
+        documents = json.loads(run(BINARY, *POLICY, *asked))["documents"]
+        for account in {document["account"] for document in documents}:
+            text = run(BINARY, *POLICY, *asked, "--format", tool, "--side", account)
+            suffix = "json" if tool == "cloudformation" else "tf"
+            (directory / f"{name}.{account}.{suffix}").write_text(text)
     return sorted(directory.iterdir())
+
+
+def check_policies(tools):
+    path = TARGET / "documents.json"
+    for name, asked in ASKED.items():
+        path.write_text(run(BINARY, *POLICY, *asked))
+        count = run(tools / "python", HERE / "policies.py", path).strip()
+        print(f"policies: {count} documents ({name}) pass parliament")
 
 
 def check_cloudformation(tools):
@@ -142,7 +170,9 @@ def check_terraform(tools):
     else:
         skip("the form of the Terraform files", "there is no terraform here")
     print(f"terraform: {len(files)} files are parsed, and every reference in them leads somewhere")
-    skip("Terraform against the provider's schema", "the provider comes from a registry of its own")
+    (wheel,) = (TARGET / "provider").glob("*.whl")
+    blocks = run(tools / "python", HERE / "provider.py", wheel, *files).strip()
+    print(f"terraform: {blocks} resources and data sources are as the AWS provider has them")
 
 
 def check_kubernetes(tools):
@@ -159,7 +189,9 @@ def check_kubernetes(tools):
 
 def check_prometheus():
     rules = DEPLOY / "prometheus/alerts.yml"
-    known(rules.read_text(), rules)
+    # What others scale by, too.
+    for path in [rules, *DEPLOY.glob("cloudformation/*.yaml"), *DEPLOY.glob("terraform/**/*.tf")]:
+        known(path.read_text(), path)
     tool = promtool()
     if tool is None:
         skip("the alerts", "there is no promtool here, and the package prometheus could not be installed")
@@ -224,7 +256,10 @@ def check_systemd():
         path = pathlib.Path(directory) / "shardwalker.service"
         path.write_text(unit.replace("/usr/local/bin/shardwalker", shutil.which("true")))
         done = subprocess.run(
-            ["systemd-analyze", "verify", "--man=no", path], stdin=subprocess.DEVNULL, capture_output=True, text=True
+            ["systemd-analyze", "verify", "--man=no", path],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
         )
     own = [line for line in done.stderr.splitlines() if "shardwalker.service" in line]
     if done.returncode != 0 or own:
@@ -259,12 +294,54 @@ def check_image():
             help_text = run(*inside, "--help")
             assert not re.search(r"^ +(sandbox|demo) ", help_text, re.M), help_text
             print("image: its files alone run as the user 65532, without the sandbox")
+            check_image_tls(root, inside)
         else:
             skip("running the image's files alone", "it takes root")
 
 
+def check_image_tls(root, inside):
+    """With the certificates that the image has, and no others, it speaks to DynamoDB and to S3."""
+    if shutil.which("openssl") is None:
+        skip("TLS in the image", "there is no openssl here to make a certificate")
+        return
+    # As the Dockerfile sets it.
+    environment = {"PATH": os.environ["PATH"], "SSL_CERT_FILE": "/etc/ssl/certs/ca-certificates.crt"}
+    environment |= {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "none"}
+    certificates = root / "etc/ssl/certs/ca-certificates.crt"
+    with tempfile.TemporaryDirectory() as directory, tls.serving(pathlib.Path(directory)) as port:
+        endpoint = f'endpoint = "https://127.0.0.1:{port}"'
+        table = "arn:aws:dynamodb:eu-west-1:111111111111:table"
+        (root / "tls.toml").write_text(
+            f'{endpoint}\n[state]\ntable = "{table}/state"\n'
+            f'[[member]]\nname = "orders"\ntable = "{table}/orders"\n'
+            f'[[feed]]\nname = "lake"\nurl = "s3://lake"\nregion = "eu-west-1"\n{endpoint}\n'
+            '[[route]]\nname = "orders"\nfrom = "orders"\nto = ["lake"]\n'
+        )
+
+        def verdicts():
+            command = [*inside, "check", "--json", "-c", "/tls.toml"]
+            done = subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment
+            )
+            assert done.returncode == 1, f"{done.returncode}: {done.stdout}{done.stderr}"
+            cells = json.loads(done.stdout)["permissions"]
+            return {(cell["member"], cell["action"]): cell["verdict"] for cell in cells}
+
+        asked = [("orders", "dynamodb:DescribeTable"), ("lake", "s3:PutObject")]
+        stranger = verdicts()
+        assert all(stranger[one] == "cannot know" for one in asked), stranger
+        certificates.write_text(
+            certificates.read_text() + (pathlib.Path(directory) / "authority.pem").read_text()
+        )
+        trusted = verdicts()
+        assert all(trusted[one] == "denied" for one in asked), trusted
+    print("image: TLS by its own certificates, to DynamoDB and S3; an unknown authority is refused")
+
+
 def main():
-    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     arguments.add_argument("--image", action="store_true", help="build the image instead")
     image = arguments.parse_args().image
     if image:
@@ -275,6 +352,7 @@ def main():
         tools = environment()
         checks = [
             check_config,
+            lambda: check_policies(tools),
             lambda: check_cloudformation(tools),
             lambda: check_terraform(tools),
             lambda: check_member_templates(tools),

@@ -1,7 +1,10 @@
 //! The generated policies are enough for what they are made for, and every single action of them is needed: without
 //! it, the check names it.
 
+mod bucket;
 mod check;
+mod conditions;
+mod features;
 
 use crate::process::until;
 use crate::sandbox_support::Client;
@@ -23,9 +26,12 @@ use shardwalker::service::{self, Service};
 use shardwalker::task::Tasks;
 use shardwalker::verify::{self, Prefer};
 use std::collections::{BTreeMap, BTreeSet};
+use std::process::Stdio;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::Command;
 use tokio::sync::watch;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 const HOME: &str = "999999999999";
@@ -80,8 +86,12 @@ impl World {
 
     /// From a time on; by default, now.
     fn at(start: Option<SystemTime>) -> Self {
+        Self::of(CONFIG, start)
+    }
+
+    fn of(config: &str, start: Option<SystemTime>) -> Self {
         let sandbox = Sandbox::new(Options { start, ..Options::default() }).unwrap();
-        let config = Config::parse(CONFIG, "test.toml", &|_| None).unwrap_or_else(|e| panic!("{e}"));
+        let config = Config::parse(config, "test.toml", &|_| None).unwrap_or_else(|e| panic!("{e}"));
         for (index, member) in config.members.iter().enumerate() {
             let view = config.routes.iter().any(|route| route.from == index).then_some("NEW_AND_OLD_IMAGES");
             let arn = &member.arn;
@@ -94,8 +104,11 @@ impl World {
 
     fn documents(&self, features: &[Feature]) -> Vec<Document> {
         let features = features.iter().copied().collect();
-        let terms = Terms { principal: Some(PRINCIPAL.to_owned()), features, ..Terms::default() };
-        policy::documents(&self.config, &terms).unwrap()
+        self.written(Terms { features, ..Terms::default() })
+    }
+
+    fn written(&self, terms: Terms) -> Vec<Document> {
+        policy::documents(&self.config, &Terms { principal: Some(PRINCIPAL.to_owned()), ..terms }).unwrap()
     }
 
     /// Puts every document where it belongs, and nothing else.
@@ -133,7 +146,11 @@ impl World {
     }
 
     async fn check(&self, features: &[Feature]) -> Report {
-        let (aws, jitter, cancel) = (Aws::new(self.base()), Jitter::seeded(1), CancellationToken::new());
+        self.check_by(self.base(), features).await
+    }
+
+    async fn check_by(&self, base: Base, features: &[Feature]) -> Report {
+        let (aws, jitter, cancel) = (Aws::new(base), Jitter::seeded(1), CancellationToken::new());
         let preflight = Preflight::new(&self.config, &aws, &jitter, &cancel);
         let clock = Clock::starting_at(self.sandbox.clock().now());
         Box::pin(preflight.report(&features.iter().copied().collect(), clock)).await
@@ -146,8 +163,13 @@ impl World {
 
     async fn backfill(&self, route: &str) {
         let request = Request { route: route.to_owned(), ..Request::default() };
+        self.backfilled_with(request, self.options()).await;
+    }
+
+    async fn backfilled_with(&self, request: Request, options: service::Options) {
+        let route = request.route.clone();
         let drain = CancellationToken::new();
-        let backfill = Backfill::build(self.config.clone(), request, self.options(), None, drain);
+        let backfill = Backfill::build(self.config.clone(), request, options, None, drain);
         let backfill = Box::pin(backfill).await.unwrap_or_else(|error| panic!("{route}: {error}"));
         let ended = Box::pin(backfill.run(watch::channel(None).0)).await;
         assert!(matches!(ended, Ok(Ended::Done)), "{route}: {ended:?}");
@@ -371,6 +393,12 @@ async fn generated_policies_are_enough_for_the_operators_commands() {
     assert!(code == Some(1) && said.contains("shared"), "refused as ever: {said}");
     let (code, said) = command(&["dead-letters", "discard", "--all", "--yes"]).await;
     assert_eq!(code, Some(0), "{said}");
+    let mut tail = process(&["tail", "source", "--from", "trim-horizon", "--format", "plain"]);
+    let mut tail = tail.stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(tail.stdout.take().unwrap()).lines();
+    let line = timeout(Duration::from_secs(60), lines.next_line()).await.expect("a change is shown").unwrap();
+    assert!(line.unwrap().contains("big"));
+    tail.kill().await.unwrap();
     let (code, said) = command(&["conflicts", "list"]).await;
     assert_eq!(code, Some(0), "{said}");
     let (_, said) = command(&["verify", "copy", "--schema"]).await;
@@ -380,7 +408,11 @@ async fn generated_policies_are_enough_for_the_operators_commands() {
 
 #[tokio::test(start_paused = true)]
 async fn every_action_of_the_generated_policies_is_needed() {
-    let mut world = World::new();
+    names_what_is_taken_away(World::new()).await;
+}
+
+/// The check names every action of the documents that is taken away.
+async fn names_what_is_taken_away(mut world: World) {
     let documents = world.documents(&ALL);
     world.apply(&documents);
     // Makes the state table, so that everything can be tried.

@@ -1,6 +1,8 @@
 //! The commands about access, as the real binary: `policy`, `policy simulate` against the published tables of how AWS
 //! evaluates policies, and `check`.
 
+mod elements;
+
 use crate::process::Served;
 use crate::world::resource_policy;
 use serde_json::{Value, json};
@@ -130,6 +132,31 @@ fn templates_are_a_file_for_each_account() {
     }
 }
 
+/// AWS attaches ten managed policies to a role.
+#[test]
+fn more_policies_than_a_role_takes_are_said() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut config = "[state]\ntable = \"arn:aws:dynamodb:eu-west-1:999999999999:table/state\"\n".to_owned();
+    let name = "n".repeat(200);
+    for index in 0..300 {
+        config += &format!(
+            "[[member]]\nname = \"m{index}\"\ntable = \"arn:aws:dynamodb:eu-west-1:111111111111:table/{name}{index}\"\n"
+        );
+        if index % 2 == 1 {
+            let from = index - 1;
+            config += &format!("[[route]]\nname = \"r{index}\"\nfrom = \"m{from}\"\nto = [\"m{index}\"]\n");
+        }
+    }
+    std::fs::write(directory.path().join("c.toml"), config).unwrap();
+    let output = shardwalker(directory.path(), &["policy", "-c", "c.toml"]);
+    assert!(output.status.success(), "{output:?}");
+    let words = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(words.contains("arn:aws:iam::999999999999:role/shardwalker takes"), "{words}");
+    assert!(words.contains("AWS attaches ten to a role"), "{words}");
+    let one = shardwalker(directory.path(), &["policy", "-c", "c.toml", "--side", "111111111111"]);
+    assert!(one.stderr.is_empty(), "it is not theirs: {one:?}");
+}
+
 #[test]
 fn a_member_by_a_profile_is_said() {
     let directory = tempfile::tempdir().unwrap();
@@ -158,7 +185,9 @@ struct Case<'a> {
     identity: Option<&'a str>,
     /// Effect and principal of the resource's policy.
     resource: Option<(&'a str, &'a str)>,
-    /// A session policy: whether it allows, or is silent.
+    /// A permissions boundary: whether it allows, or is silent.
+    boundary: Option<bool>,
+    /// A session policy, likewise.
     session: Option<bool>,
     allowed: bool,
 }
@@ -184,10 +213,12 @@ fn simulate(case: &Case<'_>) -> Output {
         write("resource.json", &statement(effect, Some(to)));
         args.push("resource.json");
     }
-    match case.session {
-        Some(true) => args.extend(["--session", "allow.json"]),
-        Some(false) => args.extend(["--session", "silent.json"]),
-        None => {}
+    for (flag, given) in [("--session", case.session), ("--boundary", case.boundary)] {
+        match given {
+            Some(true) => args.extend([flag, "allow.json"]),
+            Some(false) => args.extend([flag, "silent.json"]),
+            None => {}
+        }
     }
     shardwalker(at, &args)
 }
@@ -195,8 +226,9 @@ fn simulate(case: &Case<'_>) -> Output {
 fn holds(cases: &[Case<'_>]) {
     for case in cases {
         let output = simulate(case);
-        let Case { principal, identity, resource, session, allowed } = case;
-        let what = format!("{principal} {identity:?} {resource:?} {session:?}: {}", said(&output));
+        let Case { principal, identity, resource, boundary, session, allowed } = case;
+        let what =
+            format!("{principal} {identity:?} {resource:?} {boundary:?} {session:?}: {}", said(&output));
         assert_eq!(output.status.code(), Some(i32::from(!allowed)), "{what}");
     }
 }
@@ -224,6 +256,7 @@ fn the_published_table_of_accounts_and_sides() {
                     principal,
                     identity,
                     resource: resource.map(|effect| (effect, principal)),
+                    boundary: None,
                     session: None,
                     allowed: !denied && allows >= needed,
                 });
@@ -233,29 +266,66 @@ fn the_published_table_of_accounts_and_sides() {
     holds(&cases);
 }
 
-/// From the IAM user guide, "Resource-based policies and implicit denies in other policy types", in one account. Its
-/// column of permissions boundaries is left out: boundaries are not evaluated.
+/// From the IAM user guide, "Resource-based policies and implicit denies in other policy types", in one account.
 #[test]
 fn the_published_table_of_principals_and_implicit_denies() {
-    let row = |principal, to, session, allowed| Case {
+    let row = |principal, to, boundary, session, allowed| Case {
         principal,
         identity: None,
         resource: Some(("Allow", to)),
+        boundary,
         session,
         allowed,
     };
     holds(&[
-        row(SESSION, ROLE, Some(false), false),
-        row(SESSION, ROLE, Some(true), true),
-        row(SESSION, SESSION, Some(false), true),
-        row(USER, USER, None, true),
-        row(FEDERATED, USER, Some(false), false),
-        row(FEDERATED, FEDERATED, Some(false), true),
-        row(ROOT, ROOT, None, true),
+        row(SESSION, ROLE, None, Some(false), false),
+        row(SESSION, ROLE, Some(false), None, false),
+        row(SESSION, ROLE, Some(false), Some(true), false),
+        row(SESSION, ROLE, Some(true), Some(true), true),
+        row(SESSION, SESSION, Some(false), Some(false), true),
+        row(USER, USER, Some(false), None, true),
+        row(FEDERATED, USER, Some(false), Some(false), false),
+        row(FEDERATED, FEDERATED, Some(false), Some(false), true),
+        row(ROOT, ROOT, None, None, true),
         // An account in the policy only delegates to the account's own policies.
-        row(USER, "111111111111", None, false),
-        row(USER, "222222222222", None, false),
+        row(USER, "111111111111", None, None, false),
+        row(USER, "222222222222", None, None, false),
     ]);
+}
+
+/// From "Permissions boundaries for IAM entities": what is allowed is what both allow, and across accounts what the resource
+/// allows as well; a Deny wins there, too.
+#[test]
+fn boundaries_narrow_what_the_callers_own_policies_allow() {
+    for principal in [USER, SESSION, STRANGER] {
+        let resource = (principal == STRANGER).then_some(("Allow", principal));
+        let row = |identity, boundary, session, allowed| Case {
+            principal,
+            identity,
+            resource,
+            boundary,
+            session,
+            allowed,
+        };
+        holds(&[
+            row(Some("Allow"), Some(true), None, true),
+            row(Some("Allow"), Some(false), None, false),
+            row(None, Some(true), None, false),
+            row(Some("Deny"), Some(true), None, false),
+            row(Some("Allow"), Some(true), Some(true), true),
+            row(Some("Allow"), Some(true), Some(false), false),
+        ]);
+    }
+    let narrow = Case {
+        principal: USER,
+        identity: Some("Allow"),
+        resource: None,
+        boundary: Some(false),
+        session: None,
+        allowed: false,
+    };
+    let words = said(&simulate(&narrow));
+    assert!(words.contains("because no permissions boundary allows the dynamodb:GetItem action"), "{words}");
 }
 
 #[test]

@@ -151,6 +151,42 @@ fn long_policies_are_split_or_refused() {
     assert!(matches!(documents(&config, &terms), Err(PolicyError::TooLong(..))));
 }
 
+/// A statement is cut where it gets too long, whatever the names are.
+#[test]
+fn the_longest_names_of_very_many_members_fit() {
+    let mut text = "[state]\ntable = \"state\"\nregion = \"eu-west-1\"\n".to_owned();
+    let name = "n".repeat(251);
+    let by_role = "assume_role = { role = \"arn:aws:iam::222222222222:role/in\" }\n";
+    let (pairs, mut tables) = (200, BTreeSet::new());
+    for index in 0..pairs {
+        for (side, account, access) in [("a", "111111111111", ""), ("b", "222222222222", by_role)] {
+            let table = format!("arn:aws:dynamodb:eu-west-1:{account}:table/{side}{index:03}{name}");
+            text += &format!("[[member]]\nname = \"{side}{index}\"\ntable = \"{table}\"\n{access}");
+            tables.insert(table);
+        }
+        text += &format!("[[route]]\nname = \"r{index}\"\nfrom = \"a{index}\"\nto = [\"b{index}\"]\n");
+    }
+    let config = Config::parse(&text, "test", &|_| None).unwrap_or_else(|report| panic!("{report}"));
+    let features: BTreeSet<Feature> =
+        [Feature::Backfill, Feature::Verify, Feature::Repair, Feature::Strip].into();
+    for networks in [Vec::new(), (0..40).map(|n| format!("10.0.{n}.0/24")).collect()] {
+        let written =
+            documents(&config, &Terms { networks, features: features.clone(), ..Terms::default() }).unwrap();
+        for document in &written {
+            let bound = if matches!(document.attach, Attach::Role(_)) { MOST_MANAGED } else { MOST_RESOURCE };
+            assert!(document.policy.to_string().len() <= bound);
+        }
+        let roles = written.iter().filter(|document| matches!(document.attach, Attach::Role(_)));
+        let resources: Vec<String> = roles
+            .flat_map(|document| document.policy["Statement"].as_array().unwrap())
+            .flat_map(|statement| statement["Resource"].as_array().unwrap())
+            .map(|resource| resource.as_str().unwrap().to_owned())
+            .collect();
+        let all = tables.iter().all(|table| resources.contains(table));
+        assert!(all && resources.iter().collect::<BTreeSet<_>>().len() == 2 * pairs + pairs + 2);
+    }
+}
+
 #[test]
 fn a_role_of_two_members_lets_in_with_the_external_id_of_each() {
     let text = CONFIG.replace(

@@ -1,10 +1,10 @@
 //! `policy simulate`: whether policy documents allow a request, and which statement decides.
 //!
-//! The same evaluation as the sandbox's. It knows identity policies, session policies and the policy of the resource;
-//! permissions boundaries and the organization's policies it does not know, and these can only take away.
+//! The same evaluation as the sandbox's. It knows identity policies, permissions boundaries, session policies and the
+//! policy of the resource; the organization's policies it does not know, and these can only take away.
 
 use super::super::{FOUND, answer};
-use crate::access::policy::account_of;
+use crate::access::policy::{Identity, account_of};
 use crate::iam::evaluate::{
     Named, Policies, Principal, PrincipalKind, Request, StatementRef, Verdict, evaluate,
 };
@@ -37,6 +37,9 @@ pub(super) struct Args {
     /// A policy that was passed when the caller's session was made; may be given several times
     #[arg(long, value_name = "FILE")]
     session: Vec<PathBuf>,
+    /// The policy that is the permissions boundary of the caller's role or user
+    #[arg(long, value_name = "FILE")]
+    boundary: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -77,6 +80,7 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         }
     }
     let session = args.session.iter().map(|file| read(file)).collect::<anyhow::Result<Vec<_>>>()?;
+    let boundary = args.boundary.iter().map(|file| read(file)).collect::<anyhow::Result<Vec<_>>>()?;
     let named = account_of(&args.resource);
     let owner = args.resource_account.as_deref().or_else(|| Some(named).filter(|a| !a.is_empty()));
     let Some(owner) = owner else {
@@ -93,7 +97,13 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         context: &lookup,
     };
     let session = (!session.is_empty()).then_some(session);
-    let policies = Policies { identity: &identity, session: session.as_deref(), resource: resource.as_ref() };
+    let boundary = (!boundary.is_empty()).then_some(boundary);
+    let policies = Policies {
+        identity: &identity,
+        boundary: boundary.as_deref(),
+        session: session.as_deref(),
+        resource: resource.as_ref(),
+    };
     let verdict = evaluate(&request, &policies);
     answer(&if args.json { as_json(&verdict, &request).to_string() } else { as_text(&verdict, &request) });
     Ok(if verdict.is_allowed() { ExitCode::SUCCESS } else { ExitCode::from(FOUND) })
@@ -147,6 +157,9 @@ fn keys(args: &Args, principal: &Principal, owner: &str) -> BTreeMap<String, Vec
         ("aws:resourceaccount".to_owned(), vec![owner.to_owned()]),
         ("aws:securetransport".to_owned(), vec!["true".to_owned()]),
     ]);
+    if principal.kind == PrincipalKind::User {
+        keys.insert("aws:username".to_owned(), vec![Identity::of(&principal.arn).name.to_owned()]);
+    }
     let mut given: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for (key, value) in &args.context {
         given.entry(key.clone()).or_default().push(value.clone());
@@ -157,7 +170,7 @@ fn keys(args: &Args, principal: &Principal, owner: &str) -> BTreeMap<String, Vec
 
 fn spell(by: &StatementRef) -> String {
     let sid = by.sid.as_ref().map(|sid| format!(" ({sid})")).unwrap_or_default();
-    format!("statement {}{sid} of {}, {} policy", by.index + 1, by.policy, by.side)
+    format!("statement {}{sid} of {}, {}", by.index + 1, by.policy, by.side)
 }
 
 fn as_text(verdict: &Verdict, request: &Request<'_>) -> String {
@@ -174,7 +187,7 @@ fn as_text(verdict: &Verdict, request: &Request<'_>) -> String {
 }
 
 fn as_json(verdict: &Verdict, request: &Request<'_>) -> Value {
-    let reference = |by: &StatementRef| json!({ "file": by.policy, "statement": by.index, "sid": by.sid, "side": by.side.to_string() });
+    let reference = |by: &StatementRef| json!({ "file": by.policy, "statement": by.index, "sid": by.sid, "side": by.side.to_string().trim_end_matches(" policy") });
     let by: Vec<Value> = match verdict {
         Verdict::Allowed(by) => by.iter().map(reference).collect(),
         Verdict::Denied(by) => vec![reference(by)],

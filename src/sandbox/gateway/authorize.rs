@@ -35,6 +35,7 @@ pub fn authorize(caller: &Caller, source: &Source, resolved: &Resolved, region: 
             document.map(|document| Named { name: "resource".into(), policy: document.policy.clone() });
         let policies = Policies {
             identity: &caller.identity,
+            boundary: None,
             session: caller.session.as_deref(),
             resource: resource.as_ref(),
         };

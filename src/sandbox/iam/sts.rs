@@ -212,8 +212,12 @@ impl Directory {
         let principal = &caller.principal;
         let request =
             Request { principal, action, resource, resource_account, trust: trust.is_some(), context };
-        let policies =
-            Policies { identity: &caller.identity, session: caller.session.as_deref(), resource: trust };
+        let policies = Policies {
+            identity: &caller.identity,
+            boundary: None,
+            session: caller.session.as_deref(),
+            resource: trust,
+        };
         evaluate(&request, &policies).is_allowed()
     }
 }
