@@ -19,6 +19,7 @@ mod records;
 mod settings;
 #[path = "support/stage.rs"]
 mod stage;
+#[expect(dead_code, reason = "the benchmarks share it, and each uses a part")]
 #[path = "support/tap.rs"]
 mod tap;
 
