@@ -61,6 +61,8 @@ pub(crate) async fn python() -> Option<PathBuf> {
 
 /// Makes the virtual environment, once for all tests that ask at the same time, in this process or in others.
 async fn environment(venv: PathBuf) -> PathBuf {
+    // The folder is not there yet where cargo builds elsewhere (CARGO_TARGET_DIR).
+    std::fs::create_dir_all(venv.parent().unwrap()).unwrap();
     let lock = std::fs::File::create(venv.with_extension("lock")).unwrap();
     let _locked = tokio::task::spawn_blocking(move || lock.lock().map(|()| lock)).await.unwrap().unwrap();
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/clients/venv.sh");
