@@ -86,6 +86,7 @@ impl FeedLane {
         };
         self.parts.status.show(None, records.len(), 1);
         let intended = self.intended.take();
+        let begun = intended.is_some();
         let bare = intended.as_ref().is_some_and(|intent| intent.bare);
         let schema = self.schema(&records, bare).await?;
         let intent = match intended {
@@ -105,12 +106,12 @@ impl FeedLane {
                 Intent { after: self.durable.sequence.clone(), to, path, bare }
             }
         };
-        if reason != Roll::Intended && reason != Roll::Page {
+        if !begun && reason != Roll::Page {
             self.intend(&intent).await?;
         }
         let records: Arc<[Taken]> = records.into();
         // A worker that had lost its right may have been faster, with records that are gone by now.
-        let there = if reason == Roll::Intended { self.found(&intent).await? } else { None };
+        let there = if begun { self.found(&intent).await? } else { None };
         let (bytes, entry) = match there {
             Some(entry) => (entry.bytes, Some(entry)),
             None => {

@@ -27,7 +27,6 @@ use ::parquet::file::writer::{SerializedColumnWriter, SerializedFileWriter};
 use ::parquet::schema::types::Type;
 use aws_sdk_dynamodb::types::AttributeValue;
 use cell::Cell;
-use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
@@ -264,40 +263,44 @@ impl Columns {
         self.created.push(Some(Cell::Int(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))));
         let item = change.new.as_ref().map_or(change.key.attributes(), |image| &image.content);
         let left = fill(item, schema, &mut self.attributes);
-        self.rest.text((!left.is_empty()).then(|| of_rest(left)).as_deref());
+        self.rest.text((!left.is_empty()).then(|| spelled(left)).as_deref());
         if let Some(old) = &mut self.old {
             old.text(change.old.as_ref().map(|image| typed(&image.content)).as_deref());
         }
     }
 }
 
+/// An attribute of an item.
+type Entry<'i> = (&'i String, &'i AttributeValue);
+
 /// Puts an item's attributes into their columns; gives those that have none, or do not fit it.
-fn fill<'a>(item: &'a Item, schema: &Schema, cells: &mut [Column]) -> BTreeMap<&'a str, &'a AttributeValue> {
-    let mut left: BTreeMap<&str, &AttributeValue> =
-        item.0.iter().map(|(name, value)| (name.as_str(), value)).collect();
+fn fill<'i>(item: &'i Item, schema: &Schema, cells: &mut [Column]) -> Vec<Entry<'i>> {
+    let (mut placed, mut misfits) = (0, Vec::new());
     for (column, cells) in schema.columns.iter().zip(cells) {
-        let value = left.get(column.name.as_str()).copied();
+        let value = item.0.get(&column.name);
         let cell = value.and_then(|value| cell::of(value, column.kind, schema.inferred));
-        if cell.is_some() || matches!(value, Some(AttributeValue::Null(_))) {
-            left.remove(column.name.as_str());
+        match value {
+            Some(value) if cell.is_some() || matches!(value, AttributeValue::Null(_)) => placed += 1,
+            Some(_) => misfits.push(&column.name),
+            None => {}
         }
         cells.push(cell);
     }
-    left
+    if placed == item.0.len() {
+        return Vec::new();
+    }
+    let has_column = |name: &String| schema.columns.binary_search_by(|column| column.name.cmp(name)).is_ok();
+    item.0.iter().filter(|(name, _)| !has_column(name) || misfits.contains(name)).collect()
 }
 
 fn typed(item: &Item) -> String {
-    spelled(&item.0)
+    spelled(item.0.iter().collect())
 }
 
-fn of_rest(left: BTreeMap<&str, &AttributeValue>) -> String {
-    spelled(&left.into_iter().map(|(name, value)| (name.to_owned(), value.clone())).collect())
-}
-
-fn spelled(map: &HashMap<String, AttributeValue>) -> String {
+fn spelled(entries: Vec<Entry<'_>>) -> String {
     let mut out = Vec::new();
-    lines::map(map, lines::Spelling::Typed, &mut out);
-    String::from_utf8_lossy(&out).into_owned()
+    lines::entries(entries, lines::Spelling::Typed, &mut out);
+    String::from_utf8(out).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }
 
 #[cfg(test)]
@@ -309,6 +312,7 @@ mod tests {
     use crate::version::{Hlc, Version};
     use ::parquet::file::reader::{FileReader, SerializedFileReader};
     use serde_json::{Value, json};
+    use std::collections::BTreeMap;
     use std::time::Duration;
 
     fn change(new: Option<Value>) -> Change {

@@ -242,6 +242,29 @@ async fn accept(lake: &Lake, config: &shardwalker::config::Config) {
     }
 }
 
+/// A file that cannot be written is tried again and again; but not any more once another shape is accepted.
+#[tokio::test(start_paused = true)]
+async fn a_file_that_is_being_written_is_broken_off_when_another_shape_is_accepted() {
+    let lake = Lake::new(1);
+    let old = lake.world.start(lake.shaped(SOON, EVEN)).await;
+    let route = lake.directory.path().join("copy");
+    std::fs::write(&route, b"in the way").unwrap();
+    write_numbers(&lake.world, 0, 20).await;
+    let failed = || old.metric("shardwalker_retries_total", &["at=\"lake\""]) > 1.0;
+    eventually("it cannot be written", failed).await;
+    let new = lake.shaped(SOON, KEYS);
+    accept(&lake, &new).await;
+    eventually("it is held back", || held(&old).is_some()).await;
+    std::fs::remove_file(&route).unwrap();
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    assert_eq!(files(&lake), Vec::<std::path::PathBuf>::new());
+    old.stop().await.unwrap();
+    let worker = lake.world.start(new).await;
+    lake.until_there(20).await;
+    assert!(lake.lines().iter().all(|line| line.value["new"].as_object().unwrap().keys().eq(["id"])));
+    worker.stop().await.unwrap();
+}
+
 /// A file that was begun in a shape that is not the accepted one any more: the one that is there counts, and the records of
 /// one that is not are judged anew.
 #[tokio::test(start_paused = true)]
