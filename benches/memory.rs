@@ -11,6 +11,9 @@
 mod endpoint;
 #[path = "support/settings.rs"]
 mod settings;
+#[expect(dead_code, reason = "the benchmarks share it, and each uses a part")]
+#[path = "support/usage.rs"]
+mod usage;
 
 use anyhow::{Context, ensure};
 use clap::Parser;
@@ -25,6 +28,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use usage::megabytes;
 
 #[derive(Parser)]
 struct Arguments {
@@ -106,13 +110,4 @@ async fn measure(shards: usize, peers: usize, goal: f64) -> anyhow::Result<()> {
     println!("{}", json!({ "shards": shards, "peers": peers, "resident_mb": resident, "peak_mb": peak }));
     ensure!(peak < goal, "the peak is above the goal");
     Ok(())
-}
-
-/// A figure of `/proc/self/status` in MB (10^6 bytes).
-fn megabytes(field: &str) -> anyhow::Result<f64> {
-    let status = std::fs::read_to_string("/proc/self/status").context("memory is read from Linux's /proc")?;
-    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
-    let kilobytes: f64 =
-        line.and_then(|line| line.trim().strip_suffix("kB")).context("no such figure")?.trim().parse()?;
-    Ok(kilobytes * 1024.0 / 1e6)
 }

@@ -5,6 +5,7 @@
 //! time-to-live service are forwarded as configured.
 
 use crate::change::{Change, Event};
+use crate::config::Images;
 use crate::item::{Item, Key};
 use crate::shape::{Judged, Shape, Unshaped};
 use std::borrow::Cow;
@@ -75,11 +76,8 @@ impl Rules {
 /// # Errors
 /// That the route's filter cannot judge it.
 pub fn plan(change: &Change, rules: &Rules) -> Result<Step, Unshaped> {
-    if rules.not_before.is_some_and(|start| change.created < start) {
-        return Ok(Step::Skip(Skip::BeforeStart));
-    }
-    if change.event == Event::Remove && change.by_ttl && !rules.ttl_deletes {
-        return Ok(Step::Skip(Skip::TtlDelete));
+    if let Some(skip) = left_out(change, rules) {
+        return Ok(Step::Skip(skip));
     }
     if let Some(shape) = &rules.shape {
         return Ok(match shape.judge(change)? {
@@ -93,4 +91,29 @@ pub fn plan(change: &Change, rules: &Rules) -> Result<Step, Unshaped> {
         // Decoding gives every insert and modify its new image.
         (Event::Remove | Event::Insert | Event::Modify, _) => Step::Delete,
     })
+}
+
+/// A change as a route's feed takes it: in the route's shape, with the images that the feed has. `None` where a rule
+/// leaves it out.
+///
+/// # Errors
+/// That it cannot be shaped.
+pub fn record<'c>(
+    change: &'c Change,
+    rules: &Rules,
+    images: Images,
+) -> Result<Option<Cow<'c, Change>>, Unshaped> {
+    if left_out(change, rules).is_some() {
+        return Ok(None);
+    }
+    let Some(shape) = &rules.shape else { return Ok(Some(Cow::Borrowed(change))) };
+    Ok(shape.change(change, images)?.map(Cow::Owned))
+}
+
+/// The rule that leaves a change out, whatever is in it.
+fn left_out(change: &Change, rules: &Rules) -> Option<Skip> {
+    if rules.not_before.is_some_and(|start| change.created < start) {
+        return Some(Skip::BeforeStart);
+    }
+    (change.event == Event::Remove && change.by_ttl && !rules.ttl_deletes).then_some(Skip::TtlDelete)
 }

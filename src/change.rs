@@ -161,10 +161,15 @@ impl Change {
             let view = stream_view_type.unwrap_or_else(|| "unknown".to_owned());
             return Err(DecodeError::NoImage { sequence: text, view });
         }
-        // What the stream says is the encoded size, and the parts are larger once decoded.
+        Ok(Self { sequence, created, key, event, old, new, by_ttl, size: 0 }.sized())
+    }
+
+    /// The change with its size: what the stream says is the encoded one, and the parts are larger once decoded.
+    pub(crate) fn sized(self) -> Self {
         let image = |i: &Option<Image>| i.as_ref().map_or(0, |i| i.content.footprint());
-        let size = size_of::<Self>() + key.attributes().footprint() + image(&old) + image(&new);
-        Ok(Self { sequence, created, key, event, old, new, by_ttl, size })
+        let images = image(&self.old) + image(&self.new);
+        let size = size_of::<Self>() + self.key.attributes().footprint() + images;
+        Self { size, ..self }
     }
 
     /// The stamps seen in the old and the new image, in this order.

@@ -20,7 +20,7 @@ use crate::peer::{Peer, PeerParts};
 use crate::state::StateTable;
 use crate::telemetry::metrics::Metrics;
 use std::sync::Arc;
-use tokio::sync::{OnceCell, watch};
+use tokio::sync::{OnceCell, Semaphore, watch};
 
 /// Makes peers.
 pub struct Connector<'a> {
@@ -66,6 +66,7 @@ impl Connector<'_> {
             schema: OnceCell::new(),
             schemas: Schemas::new(self.state.clone(), &route.name, &settings.name),
             held: Arc::default(),
+            encoding: Arc::new(Semaphore::new(1)),
             settings: settings.clone(),
         })
     }

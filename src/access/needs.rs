@@ -104,7 +104,8 @@ pub enum Part {
     Compared,
     /// One-way routes lead to it that stamp what they write.
     Stamped,
-    /// Routes lead from it whose backfills look at single items of it: those with a shape, or with pristine peers.
+    /// Routes lead from it to peers, and their backfills look at single items of it: those with a shape, or with pristine
+    /// peers.
     Looked,
     /// It is one end of a route that has a way back.
     Turning,
@@ -190,7 +191,7 @@ impl Needs {
             if from {
                 parts.push(Part::Origin);
             }
-            if from && (route.shape.is_some() || route.pristine) {
+            if from && !route.to.is_empty() && (route.shape.is_some() || route.pristine) {
                 parts.push(Part::Looked);
             }
             if to || from && !route.to.is_empty() {

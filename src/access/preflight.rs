@@ -14,7 +14,7 @@ use super::needs::{Action, Feature, Needs};
 use super::probe::{Probe, Tried};
 use crate::aws::{Aws, Clients};
 use crate::clock::Clock;
-use crate::config::{Access, Config, Member, TableArn};
+use crate::config::{Access, Config, Images, Member, TableArn};
 use crate::failure::{self, Class, Failure};
 use crate::numbers::{self, NumberError};
 use crate::retry::{self, GaveUp, Jitter, Policy};
@@ -292,9 +292,15 @@ impl<'a> Preflight<'a> {
         let mut leaving = self.config.routes.iter().filter(|route| route.from == index);
         let judging = leaving.clone().find_map(|route| {
             let shape = route.shape.as_ref().filter(|shape| needs_old_images(shape, &found.keys));
-            shape.map(|_| route.name.as_str())
+            shape.map(|_| format!("the filter of route {} is judged on both", route.name))
         });
+        let feeds = leaving.clone().flat_map(|route| &route.feeds).map(|index| &self.config.feeds[*index]);
+        let both = feeds
+            .filter(|feed| feed.images == Images::Both)
+            .map(|feed| format!("feed {} has images = \"both\": turn them on, or take that away", feed.name));
         let group = leaving.find_map(|route| Some(self.config.groups[route.group?].name.as_str()));
+        let group = group.map(|group| format!("group {group} needs both"));
+        let wanted = group.or(judging).or(both.into_iter().next());
         let table = &member.arn;
         let turn_on = format!(
             "turn it on: aws dynamodb update-table --table-name {} \
@@ -307,12 +313,9 @@ impl<'a> Preflight<'a> {
         let Some(stream) = found.stream.as_ref().filter(|stream| stream.enabled) else {
             return finding("the table's stream is off", turn_on).map(Finding::passing);
         };
-        let lacks = match (StreamViewType::from(stream.view.as_str()), group, judging) {
-            (StreamViewType::NewAndOldImages, ..) | (StreamViewType::NewImage, None, None) => return None,
-            (StreamViewType::NewImage, Some(group), _) => format!("no old images; group {group} needs both"),
-            (StreamViewType::NewImage, None, Some(route)) => {
-                format!("no old images; the filter of route {route} is judged on both")
-            }
+        let lacks = match (StreamViewType::from(stream.view.as_str()), wanted) {
+            (StreamViewType::NewAndOldImages, _) | (StreamViewType::NewImage, None) => return None,
+            (StreamViewType::NewImage, Some(why)) => format!("no old images; {why}"),
             (..) => "no new images".to_owned(),
         };
         let off = format!(

@@ -107,7 +107,8 @@ impl Backfill {
         };
         let preflight = Preflight::new(&config, &aws, &jitter, &drain);
         // An export is read from files; single items are looked at again all the same.
-        let reads = request.export.is_none() || route.shape.is_some() || route.pristine;
+        let looks = !route.to.is_empty() && (route.shape.is_some() || route.pristine);
+        let reads = request.export.is_none() || looks;
         let features = reads.then_some(Feature::Backfill).into_iter().collect();
         let found = Box::pin(preflight.run(&features)).await?;
         let source = found_of(&found, route.from)?;

@@ -79,8 +79,8 @@ pub(super) struct Target {
 pub(super) struct Scanned {
     pub(super) content: Item,
     pub(super) key: Key,
-    /// What the peers get, when that is something else.
-    shaped: Option<Shaped>,
+    /// What the peers and feeds get, when that is something else.
+    pub(super) shaped: Option<Shaped>,
     pub(super) version: Version,
     /// It is being deleted at the source.
     pub(super) leaving: bool,
@@ -88,7 +88,7 @@ pub(super) struct Scanned {
 }
 
 /// An item's key and content at the peers; none when it is filtered out, and why when it cannot be shaped.
-type Shaped = Result<Option<(Key, Item)>, Unshaped>;
+pub(super) type Shaped = Result<Option<(Key, Item)>, Unshaped>;
 
 impl Scanned {
     /// The key at the peers; `None` when nothing is put there.
@@ -238,7 +238,7 @@ impl Copier {
             Some(Ok(Some((key, content)))) => (key, content),
             Some(Ok(None)) => return Ok(Fate::Filtered),
             Some(Err(why)) => {
-                self.letter(peer, item, &why.clone().into(), fence).await?;
+                self.letter(peer.name(), item, &why.clone().into(), fence).await?;
                 return Ok(Fate::Refused);
             }
         };
@@ -302,7 +302,7 @@ impl Copier {
                 self.failed(peer.name(), peer, &all, &mut pauses, fence).await?;
             }
         }
-        self.letter(peer, item, why, fence).await?;
+        self.letter(peer.name(), item, why, fence).await?;
         Ok(Fate::Refused)
     }
 
@@ -337,10 +337,10 @@ impl Copier {
         }
     }
 
-    /// Keeps an item as a dead letter.
-    async fn letter(
+    /// Keeps an item as a dead letter of a peer or a feed.
+    pub(super) async fn letter(
         &self,
-        peer: &Peer,
+        peer: &str,
         item: &Scanned,
         why: &Failure,
         fence: &CancellationToken,
@@ -357,17 +357,22 @@ impl Copier {
             by_ttl: false,
             size: item.size,
         };
-        let lane = dead_letters::Lane { route: &self.route, peer: peer.name(), shard: SHARD };
+        let lane = dead_letters::Lane { route: &self.route, peer, shard: SHARD };
         loop {
-            match self.keep(lane, &change, item.version, why).await {
+            let failure = match self.keep(lane, &change, item.version, why).await {
                 Ok(Kept::Kept | Kept::Free) => break,
-                Err(failure) => self.failed("state", peer, &failure, &mut pauses, fence).await?,
+                Err(failure) => failure,
+            };
+            self.told("state", &failure);
+            let pause = pauses.next(failure.class.insist()).unwrap_or(Policy::FOREVER.slow);
+            if !crate::retry::pause(pause, fence).await {
+                return Err(Abandoned);
             }
         }
-        let labels = [&*self.route, peer.name(), Reason::of(why).name()];
+        let labels = [&*self.route, peer, Reason::of(why).name()];
         self.metrics.dead_letters.with_label_values(&labels).inc();
         tracing::error!(
-            peer = peer.name(),
+            peer,
             key = %item.key.digest(),
             code = why.code,
             "an item cannot be copied; it is kept as a dead letter"
@@ -399,11 +404,15 @@ impl Copier {
         pauses: &mut Pauses,
         fence: &CancellationToken,
     ) -> Result<(), Abandoned> {
+        self.told(at, failure);
+        if peer.wait_after(failure, pauses, &self.jitter, fence).await { Ok(()) } else { Err(Abandoned) }
+    }
+
+    fn told(&self, at: &str, failure: &Failure) {
         self.metrics.retried(&self.route, at, failure.class);
         if failure.class.insist() != Action::RetrySoon {
             tracing::warn!(at, why = %failure, remedy = failure.class.remedy(), "a write is tried again");
         }
-        if peer.wait_after(failure, pauses, &self.jitter, fence).await { Ok(()) } else { Err(Abandoned) }
     }
 }
 

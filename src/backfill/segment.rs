@@ -184,7 +184,8 @@ impl Shared {
         let sorted = items.into_iter().map(|item| self.copier.scanned(item).map_err(missing));
         let items: Vec<Scanned> = sorted.collect::<Result<_, _>>()?;
         let segment = held.segment();
-        self.snapshots.write(segment.number, segment.epoch, segment.totals.items, &items, fence).await?;
+        let (number, epoch, before) = (segment.number, segment.epoch, segment.totals.items);
+        self.snapshots.write(&self.copier, number, epoch, before, &items, fence).await?;
         let mut copied = Copied::default();
         for part in parts(&items) {
             // In a group the peer's own walker sees what was created; in a feed nothing is.

@@ -3,11 +3,16 @@
 //! A file's name says how many items of the segment were saved before it, and who held the segment then. So whoever goes
 //! on after a crash reads the page that was not saved again, into a file of its own, and what the one before still sends
 //! lies beside it: an item may be there twice. It has the version of its stamp, or the lowest: every change beats it.
+//!
+//! Items have the route's shape. One that cannot be shaped is kept as a dead letter of the feed.
 
-use super::copy::{Abandoned, Scanned};
+use super::copy::{Abandoned, Copier, Scanned};
+use super::counts::Fate;
 use crate::change::{Change, Event, Image, SequenceNumber};
 use crate::failure::Failure;
 use crate::feed::{Feed, Record, file};
+use crate::item::{Item, Key};
+use crate::peer::Seeded;
 use crate::retry::{Jitter, Pauses, Policy};
 use crate::telemetry::metrics::Metrics;
 use object_store::PutPayload;
@@ -33,12 +38,14 @@ pub(super) struct Snapshots {
 }
 
 impl Snapshots {
-    /// Writes a page of a segment of which so many items were saved before, by its holder of this `epoch`.
+    /// Writes a page of a segment of which so many items were saved before, by its holder of this `epoch`. `copier` keeps
+    /// what cannot be shaped.
     ///
     /// # Errors
     /// [`Abandoned`] when `fence` falls.
     pub(super) async fn write(
         &self,
+        copier: &Copier,
         segment: u32,
         epoch: u64,
         before: u64,
@@ -48,29 +55,49 @@ impl Snapshots {
         let Some(sequence) = SequenceNumber::parse(SEQUENCE).filter(|_| !items.is_empty()) else {
             return Ok(());
         };
-        let change = |item: &Scanned| Change {
+        let change = |key: &Key, content: &Item, size| Change {
             sequence: sequence.clone(),
             created: self.begun,
-            key: item.key.clone(),
+            key: key.clone(),
             event: Event::Insert,
             old: None,
-            new: Some(Image { content: item.content.clone(), stamp: None }),
+            new: Some(Image { content: content.clone(), stamp: None }),
             by_ttl: false,
-            size: item.size,
+            size,
         };
-        let changes: Vec<Change> = items.iter().filter(|item| !item.leaving).map(change).collect();
+        let (mut changes, mut filtered, mut unshaped) = (Vec::new(), 0, Vec::new());
+        for item in items.iter().filter(|item| !item.leaving) {
+            match &item.shaped {
+                None => changes.push((change(&item.key, &item.content, item.size), item.version)),
+                Some(Ok(Some((key, content)))) => {
+                    changes.push((change(key, content, content.size()), item.version))
+                }
+                Some(Ok(None)) => filtered += 1,
+                Some(Err(why)) => unshaped.push((item, Failure::from(why.clone()))),
+            }
+        }
         let shard = format!("{segment:05}");
         for feed in &self.feeds {
-            let versions = items.iter().filter(|item| !item.leaving).map(|item| item.version);
-            let records = changes.iter().zip(versions).map(|(change, version)| Record {
+            for (item, why) in &unshaped {
+                copier.letter(feed.name(), item, why, fence).await?;
+            }
+            let records = changes.iter().map(|(change, version)| Record {
                 change,
                 event: EVENT,
-                version: Some(version),
+                version: Some(*version),
                 member: &feed.member,
                 shard: &shard,
             });
             let records: Vec<Record<'_>> = records.collect();
-            self.file(feed, &format!("{segment:05}_{before:012}_{epoch}"), &records, fence).await?;
+            if !records.is_empty() {
+                self.file(feed, &format!("{segment:05}_{before:012}_{epoch}"), &records, fence).await?;
+            }
+            let (created, refused) = (Fate::Seeded(Seeded::Created), Fate::Refused);
+            let fates = [(created, records.len()), (Fate::Filtered, filtered), (refused, unshaped.len())];
+            for (fate, count) in fates.into_iter().filter(|(_, count)| *count > 0) {
+                let labels = [&*self.route, feed.name(), fate.name()];
+                self.metrics.backfill_items.with_label_values(&labels).inc_by(count as u64);
+            }
         }
         Ok(())
     }
@@ -108,7 +135,7 @@ impl Snapshots {
     }
 
     async fn once(&self, feed: &Feed, root: &str, path: &str, records: &[Record<'_>]) -> Result<(), Failure> {
-        let schema = feed.columns(records).await?;
+        let schema = feed.columns(records, false).await?;
         // A page is small enough to be encoded in passing.
         let bytes = feed.encode(records, schema.as_deref())?;
         let length = bytes.len();
@@ -122,8 +149,6 @@ impl Snapshots {
         let labels = [self.route.as_str(), feed.name()];
         self.metrics.feed_bytes.with_label_values(&labels).inc_by(length as u64);
         self.metrics.feed_files.with_label_values(&[labels[0], labels[1], "snapshot"]).inc();
-        let copied = [labels[0], labels[1], "created"];
-        self.metrics.backfill_items.with_label_values(&copied).inc_by(records.len() as u64);
         Ok(())
     }
 }

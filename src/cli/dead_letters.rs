@@ -1,4 +1,4 @@
-//! `dead-letters`: what peers refused, and what is to become of it.
+//! `dead-letters`: what peers refused or could not be shaped, and what is to become of it.
 
 use super::table::table;
 use super::{ConfigArg, FOUND, answer, complain, pause};
@@ -41,7 +41,7 @@ pub(super) struct Args {
     /// Letters of this route only
     #[arg(long, value_name = "NAME")]
     route: Option<String>,
-    /// Letters for this peer only
+    /// Letters for this peer or feed only
     #[arg(long, value_name = "NAME")]
     peer: Option<String>,
     /// Letters of this key only: the digest that `list` and the log show
@@ -93,8 +93,8 @@ fn digest(text: &str) -> Result<Digest, String> {
 /// The letters of one route and peer that match.
 struct Found<'a> {
     route: &'a config::Route,
-    /// The peer's index in the config.
-    index: usize,
+    /// The peer's index in the config; `None` of a feed.
+    index: Option<usize>,
     peer: &'a str,
     letters: Vec<Letter>,
 }
@@ -106,8 +106,8 @@ pub(super) async fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     if let Some(route) = &args.route {
         pause::check(&config, route, args.peer.as_deref())?;
-    } else if let Some(peer) = args.peer.as_deref().filter(|peer| config.member(peer).is_none()) {
-        bail!("there is no member {peer:?}");
+    } else if let Some(peer) = args.peer.as_deref().filter(|peer| config.lanes().all(|(_, to)| to != *peer)) {
+        bail!("no route leads to {peer:?}");
     }
     if args.action == Action::Show && args.key.is_none() {
         bail!("show needs --key DIGEST: see list");
@@ -131,8 +131,8 @@ impl Args {
     ) -> Result<Vec<Found<'a>>, crate::failure::Failure> {
         let mut found = Vec::new();
         for route in config.routes.iter().filter(|r| self.route.as_ref().is_none_or(|name| *name == r.name)) {
-            for &index in &route.to {
-                let peer = config.members[index].name.as_str();
+            let peers = route.to.iter().copied().map(Some).chain(std::iter::repeat(None));
+            for (peer, index) in config.destinations(route).zip(peers) {
                 if self.peer.as_ref().is_some_and(|name| name != peer) {
                     continue;
                 }
@@ -236,7 +236,17 @@ impl Args {
                 remain.push(json!({ "route": found.route.name, "peer": found.peer, "paused": why }));
                 continue;
             }
-            let (peer, group) = self.connect(config, &aws, &jitter, &connector, found).await?;
+            let Some(index) = found.index else {
+                let why = format!(
+                    "what a feed was not given is not written into its files later: make the shape fit, copy the items as \
+                     they are now (shardwalker backfill {} --peer {} --restart), and discard the letters",
+                    found.route.name, found.peer
+                );
+                complain(&format!("route {}, feed {}: {why}", found.route.name, found.peer));
+                remain.push(json!({ "route": found.route.name, "peer": found.peer, "feed": why }));
+                continue;
+            };
+            let (peer, group) = self.connect(config, &aws, &jitter, &connector, (found, index)).await?;
             let group = group.map(|lane| (lane, found.route.max_clock_drift));
             let cancel = CancellationToken::new();
             // Not what the route left out since: these changes were taken when they came.
@@ -279,17 +289,17 @@ impl Args {
         aws: &Aws,
         jitter: &Jitter,
         connector: &Connector<'_>,
-        found: &Found<'_>,
+        (found, index): (&Found<'_>, usize),
     ) -> anyhow::Result<(Peer, Option<GroupLane>)> {
         let cancel = CancellationToken::new();
         let preflight = crate::access::preflight::Preflight::new(config, aws, jitter, &cancel);
         let table =
             async |index| preflight.table(index).await.map_err(|finding| anyhow::anyhow!("{finding}"));
-        let peer = connector.peer(found.route, found.index, &table(found.index).await?).await;
+        let peer = connector.peer(found.route, index, &table(index).await?).await;
         let Some(_) = found.route.group else { return Ok((peer, None)) };
         let home = table(found.route.from).await?;
         let membership = connector.membership(found.route, &home).await.map(Arc::new);
-        let index = found.route.to.iter().position(|index| *index == found.index);
+        let index = found.route.to.iter().position(|to| *to == index);
         Ok((peer, membership.zip(index).and_then(|(route, index)| GroupLane::new(&route, index))))
     }
 

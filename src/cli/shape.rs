@@ -30,7 +30,8 @@ pub(super) struct Args {
 enum Command {
     /// Show what a route's shape makes of sample items: exits with 1 when one cannot be shaped
     Try(TryArgs),
-    /// Accept a changed shape without copying anew: the peers' items stay as they are until they change
+    /// Accept a changed shape without copying anew: the peers' items stay as they are until they change, a feed's files
+    /// for good
     Accept(AcceptArgs),
 }
 
@@ -57,7 +58,7 @@ struct AcceptArgs {
     config: ConfigArg,
     /// The route
     route: String,
-    /// One of its peers only
+    /// One of its peers or feeds only
     #[arg(long, value_name = "NAME")]
     peer: Option<String>,
 }
@@ -291,8 +292,9 @@ impl AcceptArgs {
         };
         let state = super::state_table(&config).await?;
         let by = pause::whoami();
-        let peers = route.to.iter().map(|index| config.members[*index].name.as_str());
-        for peer in peers.filter(|peer| self.peer.as_deref().is_none_or(|only| only == *peer)) {
+        for peer in
+            config.destinations(route).filter(|peer| self.peer.as_deref().is_none_or(|only| only == *peer))
+        {
             let accept = accepted::accept(&state, Clock::system(), &route.name, peer, &accepted, &by);
             accept.await.context("the shape was not accepted")?;
             answer(&format!("route {}, peer {peer}: shape {accepted} is accepted", route.name));
@@ -300,7 +302,7 @@ impl AcceptArgs {
         answer(
             "workers see it within some seconds. Items that are there stay as they are until they change at the source; \
              those that the shape lets out or gives another key stay for good, also when they are deleted at the source, \
-             until you delete them: shardwalker verify ROUTE --repair",
+             until you delete them: shardwalker verify ROUTE --repair. The files of a feed stay as they are",
         );
         Ok(ExitCode::SUCCESS)
     }

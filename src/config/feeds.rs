@@ -267,16 +267,12 @@ pub(super) fn of_routes(
     let mut named = Vec::new();
     for route in routes {
         let mut own: Vec<usize> = Vec::new();
-        let apart = match (&route.shape, route.reversed_at()) {
-            (Some(Some(_)), _) => Some("a shape"),
-            (_, Some(_)) => Some("a way back"),
-            _ => None,
-        };
+        let reversed = route.reversed_at().is_some();
         route.to.iter_mut().for_each(|to| {
             to.retain(|name| {
                 let Some(feed) = position(&name.value) else { return true };
-                if let Some(what) = apart {
-                    let fault = Fault::new(format!("a route with {what} leads to no feed"));
+                if reversed {
+                    let fault = Fault::new("a route with a way back leads to no feed");
                     reader.report(name.place, fault.remedy("give the feed a route of its own"));
                 }
                 if own.contains(&feed) {

@@ -12,6 +12,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 const ZSTD: i32 = 3;
 /// The level of gzip: its own default.
 const GZIP: u32 = 6;
+/// Text is compressed in pieces of so many bytes: a call for each costs nothing then.
+const PIECE: usize = 64 << 10;
 
 /// An entry of a feed's manifest: what one file holds.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -141,39 +143,66 @@ pub fn entry(
     })
 }
 
-/// Records as lines of text.
-#[must_use]
-pub fn text(feed: &config::Feed, records: &[Record<'_>]) -> Vec<u8> {
+/// Records as lines of text, compressed the same way every time. The text is never there as a whole, unless it is what is
+/// asked for.
+///
+/// # Errors
+/// When memory does not suffice.
+pub fn lines(
+    feed: &config::Feed,
+    compression: Compression,
+    records: &[Record<'_>],
+) -> Result<Vec<u8>, Failure> {
+    compressed(feed, compression, records)
+        .map_err(|error| Failure::new(Class::Transient, "Compress", error.to_string()))
+}
+
+fn compressed(
+    feed: &config::Feed,
+    compression: Compression,
+    records: &[Record<'_>],
+) -> std::io::Result<Vec<u8>> {
+    match compression {
+        Compression::None => {
+            let mut text = Vec::new();
+            write(feed, records, &mut text)?;
+            Ok(text)
+        }
+        Compression::Zstd => {
+            let mut encoder = zstd::Encoder::new(Vec::new(), ZSTD)?;
+            write(feed, records, &mut encoder)?;
+            encoder.finish()
+        }
+        Compression::Gzip => {
+            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(GZIP));
+            write(feed, records, &mut encoder)?;
+            encoder.finish()
+        }
+    }
+}
+
+fn write(feed: &config::Feed, records: &[Record<'_>], out: &mut impl Write) -> std::io::Result<()> {
     let spelling = match feed.format {
         FeedFormat::DynamoJson => lines::Spelling::Typed,
         FeedFormat::Json | FeedFormat::Parquet => lines::Spelling::Plain,
     };
-    let size: usize = records.iter().map(|record| record.change.size + 256).sum();
-    let mut out = Vec::with_capacity(size);
-    records.iter().for_each(|record| lines::line(record, spelling, feed.images, &mut out));
-    out
-}
-
-/// Compresses text, the same way every time.
-///
-/// # Errors
-/// When memory does not suffice.
-pub fn compress(compression: Compression, text: Vec<u8>) -> Result<Vec<u8>, Failure> {
-    let failed = |error: std::io::Error| Failure::new(Class::Transient, "Compress", error.to_string());
-    match compression {
-        Compression::None => Ok(text),
-        Compression::Zstd => zstd::encode_all(text.as_slice(), ZSTD).map_err(failed),
-        Compression::Gzip => {
-            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::new(GZIP));
-            encoder.write_all(&text).map_err(failed)?;
-            encoder.finish().map_err(failed)
+    let mut text = Vec::new();
+    for record in records {
+        lines::line(record, spelling, feed.images, &mut text);
+        if text.len() >= PIECE {
+            out.write_all(&text)?;
+            text.clear();
         }
     }
+    out.write_all(&text)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::change::{Change, Event, Image};
+    use crate::item::{Item, Key};
+    use aws_sdk_dynamodb::types::AttributeValue;
     use std::io::Read;
 
     const AT: Duration = Duration::from_secs(1_700_000_000);
@@ -193,9 +222,37 @@ mod tests {
 
     #[test]
     fn what_is_compressed_reads_back_and_is_the_same_every_time() {
-        let text: Vec<u8> = (0..100_000u32).flat_map(|n| n.wrapping_mul(n).to_le_bytes()).collect();
-        let with = |compression| compress(compression, text.clone()).unwrap();
-        assert_eq!(with(Compression::None), text);
+        let feed = config::Feed {
+            name: "f".to_owned(),
+            place: config::FeedPlace::Stdout,
+            format: FeedFormat::Json,
+            images: config::Images::New,
+            compression: Compression::Zstd,
+            partition: Partition::None,
+            roll_bytes: 1,
+            roll_age: Duration::from_secs(1),
+            columns: Vec::new(),
+        };
+        let change = |n: u32| {
+            let text = |n: u32| AttributeValue::S(n.wrapping_mul(n).wrapping_mul(40_503).to_string());
+            let key = Item([("id".to_owned(), text(n))].into());
+            Change {
+                sequence: SequenceNumber::parse(&n.to_string()).unwrap(),
+                created: UNIX_EPOCH + AT,
+                key: Key::new(key.clone()),
+                event: Event::Insert,
+                old: None,
+                new: Some(Image { content: key, stamp: None }),
+                by_ttl: false,
+                size: 0,
+            }
+        };
+        let changes: Vec<Change> = (0..3000).map(change).collect();
+        let record = |change| Record { change, event: "INSERT", version: None, member: "m", shard: "s" };
+        let records: Vec<Record<'_>> = changes.iter().map(record).collect();
+        let with = |compression| lines(&feed, compression, &records).unwrap();
+        let text = with(Compression::None);
+        assert!(text.len() > 2 * PIECE && text.iter().filter(|byte| **byte == b'\n').count() == 3000);
         assert_eq!(zstd::decode_all(with(Compression::Zstd).as_slice()).unwrap(), text);
         let mut read = Vec::new();
         flate2::read::GzDecoder::new(with(Compression::Gzip).as_slice()).read_to_end(&mut read).unwrap();

@@ -144,7 +144,7 @@ mod tests {
                     let columns = parquet::infer(&records);
                     parquet::encode(&feed, &Schema { columns, inferred: true }, &records).unwrap()
                 }
-                _ => file::compress(compression, file::text(&feed, &records)).unwrap(),
+                _ => file::lines(&feed, compression, &records).unwrap(),
             };
             let path = format!("r/f/s_111_114.{}", file::suffix(&feed));
             let made = file::entry(&path, "r", after.as_ref(), "114", &records, bytes.len());

@@ -78,7 +78,11 @@ fn item(item: &Item, spelling: Spelling, out: &mut Vec<u8>) {
 
 /// Appends a map, its names in order.
 pub fn map(map: &HashMap<String, AttributeValue>, spelling: Spelling, out: &mut Vec<u8>) {
-    let mut entries: Vec<_> = map.iter().collect();
+    entries(map.iter().collect(), spelling, out);
+}
+
+/// Appends entries as a map, in the order of their names.
+pub fn entries(mut entries: Vec<(&String, &AttributeValue)>, spelling: Spelling, out: &mut Vec<u8>) {
     entries.sort_unstable_by_key(|(name, _)| *name);
     out.push(b'{');
     for (index, (name, inner)) in entries.into_iter().enumerate() {

@@ -19,7 +19,7 @@ pub mod tail;
 pub mod watermark;
 
 use crate::change::Change;
-use crate::config::{self, FeedFormat};
+use crate::config::{self, Compression, FeedFormat};
 use crate::control::Pause;
 use crate::failure::{Class, Failure};
 use crate::version::Version;
@@ -27,7 +27,7 @@ use parquet::Schema;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use store::Store;
-use tokio::sync::{OnceCell, watch};
+use tokio::sync::{OnceCell, Semaphore, watch};
 
 /// A feed as one route writes to it.
 #[derive(Debug)]
@@ -46,6 +46,8 @@ pub struct Feed {
     pub schemas: parquet::Schemas,
     /// Bytes that the open files of all shards hold.
     pub held: Arc<AtomicUsize>,
+    /// The right to encode a file: one at a time, so that what that takes beside the records is bounded.
+    pub encoding: Arc<Semaphore>,
 }
 
 /// A record as it stands in a feed.
@@ -87,34 +89,45 @@ impl Feed {
                 Err(Failure::new(Class::Invalid, "NoSchema", "the columns are not known"))
             }
             (FeedFormat::Json | FeedFormat::DynamoJson, _) => {
-                let text = file::text(&self.settings, records);
-                if self.store.is_stdout() {
-                    Ok(text)
-                } else {
-                    file::compress(self.settings.compression, text)
-                }
+                let stdout = self.store.is_stdout();
+                let compression = if stdout { Compression::None } else { self.settings.compression };
+                file::lines(&self.settings, compression, records)
             }
         }
     }
 
     /// The columns for files of Parquet; `None` for lines. Inferred from these records when the config has none and
-    /// nobody inferred them before.
+    /// nobody inferred them before. Deletes tell only what keys are made of: where none of the records has a new image
+    /// and nothing is known yet, the file has no columns of attributes, as it is when it must be `bare`.
     ///
     /// # Errors
     /// The state table's failure.
-    pub async fn columns(&self, records: &[Record<'_>]) -> Result<Option<Arc<Schema>>, Failure> {
+    pub async fn columns(&self, records: &[Record<'_>], bare: bool) -> Result<Option<Arc<Schema>>, Failure> {
         if self.settings.format != FeedFormat::Parquet {
             return Ok(None);
         }
-        let schema = self.schema.get_or_try_init(|| async {
-            let columns = if self.settings.columns.is_empty() {
-                self.schemas.settle(parquet::infer(records)).await?
-            } else {
-                self.settings.columns.clone()
-            };
-            Ok::<_, Failure>(Arc::new(Schema { columns, inferred: self.settings.columns.is_empty() }))
-        });
-        Ok(Some(Arc::clone(schema.await?)))
+        let inferred = self.settings.columns.is_empty();
+        let schema = |columns| Some(Arc::new(Schema { columns, inferred }));
+        if bare && inferred {
+            return Ok(schema(Vec::new()));
+        }
+        if let Some(known) = self.schema.get() {
+            return Ok(Some(Arc::clone(known)));
+        }
+        let known = if !inferred {
+            Some(self.settings.columns.clone())
+        } else if records.iter().any(|record| record.change.new.is_some()) {
+            Some(self.schemas.settle(parquet::infer(records)).await?)
+        } else {
+            self.schemas.kept().await?
+        };
+        match known {
+            None => Ok(schema(Vec::new())),
+            Some(columns) => {
+                let known = self.schema.get_or_init(async || Arc::new(Schema { columns, inferred })).await;
+                Ok(Some(Arc::clone(known)))
+            }
+        }
     }
 }
 

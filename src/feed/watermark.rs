@@ -6,12 +6,15 @@
 //!
 //! A shard that is not done has everything up to its checkpoint's time, which for an idle shard moves on with the
 //! reads that find nothing. One that nobody began has what its parent has. One that is done holds the watermark back
-//! until its children are known: what comes after it may be older than what other shards have.
+//! until its children are known: what comes after it may be older than what other shards have. A split makes two children
+//! at one time, and listings lag, so that one may be known before the other: a child counts as all of them only a while
+//! after the time in its id. Where ids hold no time, as with emulators, the first child that is known is taken for all.
 
 use crate::failure::{Class, Failure};
 use crate::feed::{Feed, file};
 use crate::lease::row::Lease;
 use crate::state::{PK, SK, StateTable, get_number, number, text};
+use crate::stream::graph;
 use object_store::PutPayload;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -20,14 +23,22 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 pub const INTERVAL: Duration = Duration::from_secs(30);
 /// Records may come late, and their creation times may step back; clocks are right to about so much.
 pub const SLACK: Duration = Duration::from_secs(60);
+/// What was made so long ago is in every listing: they lag by seconds, and one of a stream of 50,000 shards takes 100 s.
+pub const LISTED: Duration = Duration::from_secs(150);
 
-/// The time before which all of a stream's changes are durable in a feed, but for the slack; `None` while that is not
-/// known of some shard.
+/// The time before which all of a stream's changes are durable in a feed at `now`, just after a listing, but for the slack;
+/// `None` while that is not known of some shard.
 #[must_use]
-pub fn complete<'a>(leases: impl IntoIterator<Item = &'a Lease>, feed: &str) -> Option<SystemTime> {
+pub fn complete<'a>(
+    leases: impl IntoIterator<Item = &'a Lease>,
+    feed: &str,
+    now: SystemTime,
+) -> Option<SystemTime> {
     let leases: BTreeMap<&str, &Lease> =
         leases.into_iter().map(|lease| (lease.shard.as_str(), lease)).collect();
-    let parents: BTreeSet<&str> = leases.values().filter_map(|lease| lease.parent.as_deref()).collect();
+    let old = |shard: &str| graph::born(shard).is_none_or(|born| born + LISTED <= now);
+    let children = leases.values().filter(|lease| old(&lease.shard));
+    let parents: BTreeSet<&str> = children.filter_map(|lease| lease.parent.as_deref()).collect();
     let mut least = None;
     for lease in leases.values() {
         let position = lease.peers.get(feed);
@@ -57,8 +68,9 @@ pub async fn publish(
     route: &str,
     feed: &Feed,
     leases: &[Lease],
+    now: SystemTime,
 ) -> Result<Option<SystemTime>, Failure> {
-    let Some(complete) = complete(leases, feed.name()) else { return Ok(None) };
+    let Some(complete) = complete(leases, feed.name(), now) else { return Ok(None) };
     let seconds = complete.duration_since(UNIX_EPOCH).unwrap_or_default().saturating_sub(SLACK).as_secs();
     let mut known = raise(state, route, feed.name(), seconds).await?;
     loop {
@@ -139,27 +151,47 @@ mod tests {
     #[test]
     fn the_least_of_all_shards_counts() {
         let leases = [lease("a", None, Some(100), false), lease("b", None, Some(90), false)];
-        assert_eq!(complete(&leases, "f"), Some(at(90)));
-        assert_eq!(complete(&leases, "other"), None, "nothing is known of it");
-        assert_eq!(complete(&[], "f"), None);
+        assert_eq!(complete(&leases, "f", at(1000)), Some(at(90)));
+        assert_eq!(complete(&leases, "other", at(1000)), None, "nothing is known of it");
+        assert_eq!(complete(&[], "f", at(1000)), None);
     }
 
     #[test]
     fn a_finished_shard_holds_back_until_its_children_are_known() {
         let parent = lease("a", None, Some(50), true);
         let other = lease("b", None, Some(90), false);
-        assert_eq!(complete(&[parent.clone(), other.clone()], "f"), Some(at(50)));
+        assert_eq!(complete(&[parent.clone(), other.clone()], "f", at(1000)), Some(at(50)));
         let unborn = Lease { peers: BTreeMap::new(), ..lease("c", Some("a"), None, false) };
         assert_eq!(
-            complete(&[parent.clone(), other.clone(), unborn], "f"),
+            complete(&[parent.clone(), other.clone(), unborn], "f", at(1000)),
             Some(at(50)),
             "as far as its parent"
         );
         let child = lease("c", Some("a"), Some(80), false);
-        assert_eq!(complete(&[parent, other.clone(), child], "f"), Some(at(80)));
+        assert_eq!(complete(&[parent, other.clone(), child], "f", at(1000)), Some(at(80)));
         let gone = Lease { gone: true, ..lease("z", None, Some(1), false) };
-        assert_eq!(complete(&[gone, other.clone()], "f"), Some(at(90)));
+        assert_eq!(complete(&[gone, other.clone()], "f", at(1000)), Some(at(90)));
         let unread = Lease { peers: BTreeMap::new(), ..lease("d", None, None, false) };
-        assert_eq!(complete(&[other, unread], "f"), None, "nothing is known of a shard that nobody began");
+        assert_eq!(
+            complete(&[other, unread], "f", at(1000)),
+            None,
+            "nothing is known of a shard that nobody began"
+        );
+    }
+
+    /// A split makes two children at one time, and a listing may show one of them first.
+    #[test]
+    fn a_child_that_is_just_made_may_have_a_sibling_that_is_not_listed_yet() {
+        const SPLIT: u64 = 1_800_000_000;
+        let id = |name: &str| format!("shardId-{:020}-{name}", SPLIT * 1000);
+        let parent = lease("a", None, Some(SPLIT - 5), true);
+        let first = lease(&id("b"), Some("a"), Some(SPLIT + 90), false);
+        let known = [parent.clone(), first.clone()];
+        let soon = at(SPLIT + 100);
+        assert_eq!(complete(&known, "f", soon), Some(at(SPLIT - 5)), "as far as the parent");
+        let second = Lease { peers: BTreeMap::new(), ..lease(&id("c"), Some("a"), None, false) };
+        let late = at(SPLIT) + LISTED;
+        assert_eq!(complete(&[parent, first, second], "f", late), Some(at(SPLIT - 5)), "nobody began it");
+        assert_eq!(complete(&known, "f", late), Some(at(SPLIT + 90)), "there is no other");
     }
 }

@@ -24,12 +24,16 @@ pub struct Intent {
     pub to: Position,
     /// The file's name within the feed.
     pub path: String,
+    /// Whether it has no columns of attributes: none were known, and it holds deletes only. Whoever finishes it does not
+    /// look at what is known by then.
+    pub bare: bool,
 }
 
 const AFTER: &str = "after";
 const TO: &str = "to";
 const CREATED: &str = "created";
 const PATH: &str = "path";
+const BARE: &str = "bare";
 
 fn attribute(feed: &str) -> String {
     format!("file:{feed}")
@@ -77,6 +81,9 @@ fn to_row(intent: &Intent) -> Row {
     };
     put(AFTER, &intent.after);
     put(TO, &intent.to.sequence);
+    if intent.bare {
+        row.insert(BARE.to_owned(), AttributeValue::Bool(true));
+    }
     if let Some(created) = intent.to.created {
         let seconds = created.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         row.insert(CREATED.to_owned(), number(seconds));
@@ -91,7 +98,8 @@ fn from_row(row: &Row) -> Option<Intent> {
     };
     let created = get_number(row, CREATED).map(|seconds| UNIX_EPOCH + Duration::from_secs(seconds));
     let to = Position { sequence: Some(sequence(TO)??), hlc: get_text(row, HLC)?.parse().ok()?, created };
-    Some(Intent { after: sequence(AFTER)?, to, path: get_text(row, PATH)?.to_owned() })
+    let bare = row.get(BARE).and_then(|bare| bare.as_bool().ok()).copied().unwrap_or_default();
+    Some(Intent { after: sequence(AFTER)?, to, path: get_text(row, PATH)?.to_owned(), bare })
 }
 
 #[cfg(test)]
@@ -106,9 +114,9 @@ mod tests {
             hlc: Hlc::from_millis(1_700_000_000_123).next(),
             created: Some(UNIX_EPOCH + Duration::from_secs(1_700_000_000)),
         };
-        let first = Intent { after: None, to: to.clone(), path: "r/f".to_owned() };
+        let first = Intent { after: None, to: to.clone(), path: "r/f".to_owned(), bare: false };
         assert_eq!(from_row(&to_row(&first)), Some(first.clone()));
-        let next = Intent { after: SequenceNumber::parse("12"), ..first };
+        let next = Intent { after: SequenceNumber::parse("12"), bare: true, ..first };
         assert_eq!(from_row(&to_row(&next)), Some(next));
         assert_eq!(from_row(&Row::new()), None);
     }

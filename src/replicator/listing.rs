@@ -82,7 +82,7 @@ impl Replicator {
             return;
         }
         self.watermarks_at = Instant::now() + watermark::INTERVAL;
-        let leases = self.parts.leases.clone();
+        let (leases, now) = (self.parts.leases.clone(), route.clock.now());
         self.watermarks.spawn(async move {
             let rows = match leases.load().await {
                 Ok(rows) => rows.leases,
@@ -92,7 +92,7 @@ impl Replicator {
                 }
             };
             for feed in &route.feeds {
-                match watermark::publish(leases.state(), &route.name, feed, &rows).await {
+                match watermark::publish(leases.state(), &route.name, feed, &rows, now).await {
                     Ok(at) => {
                         let labels = [&*route.name, feed.name()];
                         let since = at.and_then(|at| at.duration_since(UNIX_EPOCH).ok());

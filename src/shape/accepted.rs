@@ -1,6 +1,6 @@
-//! Which shape the items of a route's peers have.
+//! Which shape the items of a route's peers have, and the records that its feeds get.
 //!
-//! Owns a row for each route and peer, beside the operator's pauses, so that every worker sees it within some seconds.
+//! Owns a row for each route and peer or feed, beside the operator's pauses, so that every worker sees it within some seconds.
 //! It is written when a shaped route first starts, and then only by an operator: by a backfill that is begun anew, which
 //! puts the items in their new shape, or by `shape accept`. A worker whose config says otherwise writes nothing to
 //! that peer; nor does one that runs on with the old config once the new shape is accepted. So items of two shapes never
@@ -39,7 +39,7 @@ pub struct Identity {
     pub secret: Option<String>,
 }
 
-/// The shape that each route and peer should have, by their names. Routes of groups are not in it.
+/// The shape that each route and peer or feed should have, by their names. Routes of groups are not in it.
 pub type Expected = BTreeMap<(String, String), Identity>;
 
 impl Identity {
@@ -114,8 +114,8 @@ pub fn expected<'s>(config: &Config, known: impl Fn(&str) -> Option<&'s Identity
         Some(identity) => identity.clone(),
         None => route.shape.as_ref().map_or_else(Identity::none, Identity::of),
     };
-    let lanes = one_way.flat_map(|route| route.to.iter().map(move |peer| (route, *peer)));
-    lanes.map(|(route, peer)| ((route.name.clone(), config.members[peer].name.clone()), of(route))).collect()
+    let lanes = one_way.flat_map(|route| config.destinations(route).map(move |peer| (route, peer)));
+    lanes.map(|(route, peer)| ((route.name.clone(), peer.to_owned()), of(route))).collect()
 }
 
 /// Notes the shapes of routes that start for the first time, and of peers that are new to a shaped route. It can be
@@ -188,11 +188,11 @@ pub fn changed(rows: &[Row], expected: &Expected) -> BTreeMap<Scope, Pause> {
             _ => "the route's shape was changed",
         };
         let why = format!(
-            "{what}: the items at {peer} have the one that was accepted. Copy them anew in the new one: shardwalker \
+            "{what}: what is at {peer} has the one that was accepted. Copy it anew in the new one: shardwalker \
              backfill {route} --restart; it leaves items that the new one lets out or gives another key, which \
-             shardwalker verify {route} --repair deletes. Or leave them as they are until they change: shardwalker shape \
-             accept {route} --peer {peer}; what the new shape lets out then stays until that repair, whatever becomes of \
-             it at the source. Or take the change back"
+             shardwalker verify {route} --repair deletes at a peer. Or leave all as it is until it changes: shardwalker \
+             shape accept {route} --peer {peer}; what the new shape lets out then stays until that repair, whatever \
+             becomes of it at the source. The files of a feed stay in any case. Or take the change back"
         );
         let scope = Scope { route: route.clone(), peer: Some(peer.clone()) };
         Some((scope, Pause { why, by: SHAPE.to_owned(), since: since.clone() }))

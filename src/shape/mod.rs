@@ -1,4 +1,4 @@
-//! Shapes: which items of a one-way route's source its peers get, and what of each.
+//! Shapes: which items of a one-way route's source its peers and feeds get, and what of each.
 //!
 //! Owns what a `[route.shape]` means. [`Shape`] is one that is ready: compiled, fitted to the key of the source's
 //! table, with the key of its hashes. It promises three things. What it makes of an item depends on the item alone. The
@@ -14,7 +14,7 @@ pub mod path;
 pub mod template;
 
 use crate::change::{Change, Event, Image};
-use crate::config::{self, Mask, MaskKey};
+use crate::config::{self, Images, Mask, MaskKey};
 use crate::failure::{Class, Failure};
 use crate::item::{Item, Key};
 use accepted::Identity;
@@ -166,6 +166,31 @@ impl Shape {
             _ if was_out() => Judged::Skip,
             _ => Judged::Delete,
         })
+    }
+
+    /// A change as a feed has it, under the key of the peers: for whoever knows only shaped items it is what it is at
+    /// the source, or an insert when the item enters the filter and a removal when it leaves. `None` when neither image is
+    /// in the filter. An old image that is not known, or that cannot be judged or shaped, may have been in it: the change
+    /// stays what it is, and of that image nothing is told.
+    ///
+    /// # Errors
+    /// That the new image or the key cannot be shaped.
+    pub fn change(&self, change: &Change, images: Images) -> Result<Option<Change>, Unshaped> {
+        let image = |image: &Image| Ok(Image { content: self.item(&image.content)?.1, stamp: None });
+        let (event, new) = match (self.judge(change)?, &change.new) {
+            (Judged::Skip, _) => return Ok(None),
+            (Judged::Put { creates: true }, Some(new)) => (Event::Insert, Some(image(new)?)),
+            (Judged::Put { creates: false }, Some(new)) => (Event::Modify, Some(image(new)?)),
+            (Judged::Delete | Judged::Put { .. }, _) => (Event::Remove, None),
+        };
+        let told = |_: &&Image| images == Images::Both && event != Event::Insert;
+        let was_in = |old: &&Image| self.lets_through(&old.content) == Ok(true);
+        let old = change.old.as_ref().filter(told).filter(was_in);
+        let old = old.and_then(|old| Result::<_, Unshaped>::ok(image(old)));
+        let key = self.key(&change.key)?;
+        let Change { sequence, created, by_ttl, .. } = change;
+        let (sequence, created, by_ttl) = (sequence.clone(), *created, *by_ttl);
+        Ok(Some(Change { sequence, created, key, event, old, new, by_ttl, size: 0 }.sized()))
     }
 
     /// The key at the peers of an item with this key at the source.

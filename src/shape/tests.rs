@@ -105,6 +105,44 @@ fn the_filter_is_judged_on_both_images() {
     assert!(unknown.to_string().contains("no attribute state"), "{unknown}");
 }
 
+/// A feed's records are those of a table that holds only shaped items.
+#[test]
+fn a_change_is_told_as_whoever_knows_only_shaped_items_sees_it() {
+    let shape = shape(
+        "filter = 'item.state == \"WA\"'\nexclude = [\"secret\"]\nkeys = { pk = \"K#{id}\" }\nrename = { state = \"s\" }",
+    );
+    let of =
+        |state: &str| Some(json!({ "id": { "S": "k" }, "state": { "S": state }, "secret": { "S": "x" } }));
+    let without = Some(json!({ "id": { "S": "k" }, "secret": { "S": "x" } }));
+    let told = |images: Images, old: Option<Value>, new: Option<Value>| {
+        let change = Change { by_ttl: new.is_none(), ..change(old, new) };
+        let shaped = shape.change(&change, images).unwrap()?;
+        assert_eq!((&shaped.sequence, shaped.created), (&change.sequence, change.created));
+        assert_eq!(shaped.by_ttl, change.by_ttl);
+        assert_eq!(from_item(shaped.key.attributes()), json!({ "pk": { "S": "K#k" } }));
+        let shown = json!({ "pk": { "S": "K#k" }, "id": { "S": "k" }, "s": { "S": "WA" } });
+        let image = |image: &Option<Image>| {
+            image.as_ref().map(|image| assert_eq!(from_item(&image.content), shown)).is_some()
+        };
+        Some((shaped.event, image(&shaped.old), image(&shaped.new)))
+    };
+    let both = |old, new| told(Images::Both, old, new);
+    assert_eq!(both(None, of("WA")), Some((Event::Insert, false, true)));
+    assert_eq!(both(of("OR"), of("WA")), Some((Event::Insert, false, true)), "it enters");
+    assert_eq!(both(of("WA"), of("WA")), Some((Event::Modify, true, true)));
+    assert_eq!(both(of("WA"), of("OR")), Some((Event::Remove, true, false)), "it leaves");
+    assert_eq!(both(of("WA"), None), Some((Event::Remove, true, false)));
+    assert_eq!(both(of("OR"), of("CA")), None);
+    assert_eq!(both(of("OR"), None), None);
+    assert_eq!(both(None, of("OR")), None);
+    // It may have been there, and nothing of it is told.
+    assert_eq!(both(without.clone(), of("WA")), Some((Event::Modify, false, true)));
+    assert_eq!(both(without.clone(), None), Some((Event::Remove, false, false)));
+    assert_eq!(told(Images::New, of("WA"), of("WA")), Some((Event::Modify, false, true)));
+    let unknown = shape.change(&change(of("WA"), without), Images::New).unwrap_err();
+    assert!(unknown.to_string().contains("no attribute state"), "{unknown}");
+}
+
 /// Such a stream may have no old images, and the key says all there is to say.
 #[test]
 fn a_filter_on_the_key_is_judged_without_images() {

@@ -78,6 +78,8 @@ pub struct Walker {
     fence: CancellationToken,
     joins: mpsc::Receiver<(String, Start)>,
     progress: Arc<Notify>,
+    /// A feed's file is written, and the next one waits for the checkpoint.
+    written: Arc<Notify>,
     status: Arc<ShardStatus>,
 }
 
@@ -112,7 +114,8 @@ impl Walker {
         let WalkerParts { route, held, take, drain, fence, joins, progress } = parts;
         let shard: Arc<str> = take.seen.shard.as_str().into();
         let status = route.board.walks(&route.name, &shard);
-        Self { route, shard, held, take, drain, fence, joins, progress, status }
+        let written = Arc::default();
+        Self { route, shard, held, take, drain, fence, joins, progress, written, status }
     }
 
     /// Walks the shard.
@@ -176,6 +179,7 @@ impl Walker {
                 Some((peer, start)) = joins.recv(), if behind.is_some() => {
                     self.open(&peer, &start, true, &feeds, &mut lanes);
                 }
+                () = self.written.notified() => ticks.reset_immediately(),
                 _ = ticks.tick(), if saving.is_none() => {
                     self.look_for_stopped(&feeds, &mut lanes);
                     saving = self.save(&feeds, &lanes.running);
@@ -332,8 +336,10 @@ impl Walker {
             member: route.member,
             rules: route.rules.clone(),
             max_drift: route.max_drift,
+            dead_letters: route.dead_letters.clone(),
             held: self.held.clone(),
             saved,
+            written: Arc::clone(&self.written),
             quiet,
             ended,
             memory,

@@ -3,6 +3,7 @@
 mod pipes;
 mod place;
 mod recovery;
+mod shaped;
 mod snapshot;
 
 use crate::world::{HOME, World, eventually};
@@ -37,6 +38,12 @@ impl Lake {
     /// A config of the route to a feed and, when asked for, to a peer.
     fn config(&self, feed: &str, peer: bool) -> Config {
         let text = self.config_text(feed, peer);
+        Config::parse(&text, "test.toml", &|_| None).unwrap_or_else(|report| panic!("{report}"))
+    }
+
+    /// A config of the route to the feed alone, in this shape.
+    fn shaped(&self, feed: &str, shape: &str) -> Config {
+        let text = self.config_text(feed, false).replace("to = [", &format!("shape = {{ {shape} }}\nto = ["));
         Config::parse(&text, "test.toml", &|_| None).unwrap_or_else(|report| panic!("{report}"))
     }
 

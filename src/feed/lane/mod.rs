@@ -9,15 +9,20 @@
 //! written again, for the records may be gone by now. An intent stands for the first file after the checkpoint, so the
 //! next one waits until the checkpoint has passed the file before.
 //!
+//! Where the route has a shape, the records have it, and what it lets out is passed over: a range without records makes
+//! no file. A record that cannot be shaped is kept as a dead letter before anything passes it, and stands in no file; later
+//! changes of its key do not wait for it, because versions order them.
+//!
 //! Like a peer's lane it retries for as long as it lives, starts nothing while it is paused, and leaves what it cannot
 //! write to the next worker when a stop is asked for. `writing` has the steps of one file.
 
 mod writing;
 
 use super::{Feed, HeldBytes, Record, file, lines};
-use crate::apply::{self, Rules, Step};
-use crate::change::SequenceNumber;
+use crate::apply::{self, Rules};
+use crate::change::{Change, SequenceNumber};
 use crate::clock::Clock;
+use crate::dead_letters::DeadLetters;
 use crate::lane::{Frontier, Handed, LaneEnd, Page, Position};
 use crate::lease::intent::Intent;
 use crate::lease::table::Held;
@@ -26,10 +31,11 @@ use crate::retry::Jitter;
 use crate::telemetry::board::LaneStatus;
 use crate::telemetry::metrics::{LaneMetrics, Metrics};
 use crate::version::{Fold, Hlc, Version};
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
@@ -52,10 +58,14 @@ pub struct LaneParts {
     pub rules: Rules,
     /// How far ahead of a record's creation a stamp is believed.
     pub max_drift: Duration,
+    /// Where to keep what cannot be shaped.
+    pub dead_letters: DeadLetters,
     /// The lease, for what is about to be written.
     pub held: Held,
     /// The last record that the checkpoint has passed.
     pub saved: watch::Receiver<Option<SequenceNumber>>,
+    /// Told when a file is written: the next one waits for the checkpoint.
+    pub written: Arc<Notify>,
     /// When the shard was seen to have nothing more to read, while this lane was at the front.
     pub quiet: watch::Receiver<Option<SystemTime>>,
     /// Whether the shard was read to its end, once the pages have ended.
@@ -119,9 +129,15 @@ enum Halt {
 /// A record that waits for its file.
 #[derive(Clone)]
 struct Taken {
-    page: Arc<Page>,
-    index: usize,
+    change: Of,
     hlc: Hlc,
+}
+
+/// Where a record is: one that was shaped does not hold its page.
+#[derive(Clone)]
+enum Of {
+    Page(Arc<Page>, usize),
+    Shape(Arc<Change>),
 }
 
 /// Gathers one shard's changes into files of one feed.
@@ -138,7 +154,7 @@ pub struct FeedLane {
     /// The room of the pages that the records are in.
     rooms: Vec<Reserved>,
     held: HeldBytes,
-    /// Bytes of the records, as the stream counts them.
+    /// Bytes that the records take.
     bytes: u64,
     /// When the first of the records came.
     opened: Instant,
@@ -220,6 +236,7 @@ impl FeedLane {
         }
         if *parts.ended.borrow() {
             // Of what was intended nothing was left.
+            self.roll(Roll::ShardEnd).await?;
             self.reached(self.passed.clone());
         }
         Ok(())
@@ -227,7 +244,7 @@ impl FeedLane {
 
     /// Takes a page. Records that were taken before come again when a lane changes its reader; they are passed over.
     async fn take(&mut self, handed: Handed) -> Result<(), Halt> {
-        let Handed { page, memory } = handed;
+        let Handed { page, mut memory } = handed;
         let parts = Arc::clone(&self.parts);
         let settings = &parts.feed.settings;
         for (index, change) in page.changes.iter().enumerate() {
@@ -255,14 +272,20 @@ impl FeedLane {
             }
             self.passed =
                 Position { sequence: Some(change.sequence.clone()), hlc, created: Some(change.created) };
-            if matches!(apply::plan(change, &parts.rules), Ok(Step::Skip(_))) {
-                parts.counters.skipped.inc();
-            } else {
-                if self.records.is_empty() {
-                    self.opened = Instant::now();
+            match apply::record(change, &parts.rules, settings.images) {
+                Ok(Some(record)) => {
+                    if self.records.is_empty() {
+                        self.opened = Instant::now();
+                    }
+                    self.bytes += record.size as u64;
+                    let change = match record {
+                        Cow::Borrowed(_) => Of::Page(Arc::clone(&page), index),
+                        Cow::Owned(shaped) => Of::Shape(Arc::new(shaped)),
+                    };
+                    self.records.push(Taken { change, hlc });
                 }
-                self.bytes += change.size as u64;
-                self.records.push(Taken { page: Arc::clone(&page), index, hlc });
+                Ok(None) => parts.counters.skipped.inc(),
+                Err(why) => self.keep(change, hlc, why).await?,
             }
             let reaches = |intent: &Intent| self.passed.sequence >= intent.to.sequence;
             match &self.intended {
@@ -279,6 +302,11 @@ impl FeedLane {
         } else if parts.feed.store.is_stdout() {
             self.roll(Roll::Page).await?;
         } else {
+            if parts.rules.shape.is_some() {
+                // The page is not held any longer.
+                let needed = usize::try_from(self.bytes).unwrap_or(usize::MAX);
+                memory.shrink(needed.saturating_sub(self.held.own));
+            }
             self.held.add(memory.bytes());
             self.rooms.push(memory);
             self.lend();
@@ -350,8 +378,11 @@ impl FeedLane {
 }
 
 impl Taken {
-    fn change(&self) -> &crate::change::Change {
-        &self.page.changes[self.index]
+    fn change(&self) -> &Change {
+        match &self.change {
+            Of::Page(page, index) => &page.changes[*index],
+            Of::Shape(change) => change,
+        }
     }
 
     fn record<'a>(&'a self, parts: &'a LaneParts) -> Record<'a> {

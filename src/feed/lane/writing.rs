@@ -1,13 +1,19 @@
 //! The steps of one file: the intent in the lease, the file, its entry in the manifest; and what a worker before left of
-//! them. Each is repeated until it succeeds.
+//! them. Each is repeated until it succeeds, and none is begun while the feed is paused: a pause may mean that the shape
+//! of the records is not the accepted one any more.
 
 use super::{FeedLane, Halt, LEAVE, LaneParts, Roll, Taken};
+use crate::change::Change;
+use crate::dead_letters::{self, Reason};
 use crate::failure::{Class, Failure};
 use crate::feed::file::{self, Entry};
+use crate::feed::parquet::Schema;
 use crate::feed::{Record, found};
 use crate::lease::intent::Intent;
 use crate::lease::table::HeldError;
 use crate::retry::{Pauses, Policy};
+use crate::shape::Unshaped;
+use crate::version::{Hlc, Version};
 use object_store::PutPayload;
 use std::sync::Arc;
 use tokio::time::Instant;
@@ -69,14 +75,21 @@ impl FeedLane {
         let parts = Arc::clone(&self.parts);
         let records = std::mem::take(&mut self.records);
         let (Some(first), to) = (records.first(), self.passed.clone()) else {
-            // All that was intended is gone.
+            // All that was intended is gone, or the shape that was accepted since lets none of it through.
             if let Some(intent) = self.intended.take() {
+                if let Some(entry) = self.found(&intent).await? {
+                    self.enter(&intent, entry).await?;
+                }
                 self.is_at(intent.to);
             }
             return Ok(());
         };
         self.parts.status.show(None, records.len(), 1);
-        let intent = match self.intended.take() {
+        let intended = self.intended.take();
+        let begun = intended.is_some();
+        let bare = intended.as_ref().is_some_and(|intent| intent.bare);
+        let schema = self.schema(&records, bare).await?;
+        let intent = match intended {
             Some(intent) => intent,
             None => {
                 let last = to.sequence.as_ref().unwrap_or(&first.change().sequence);
@@ -89,19 +102,20 @@ impl FeedLane {
                     &first.sequence,
                     last,
                 );
-                Intent { after: self.durable.sequence.clone(), to, path }
+                let bare = schema.as_ref().is_some_and(|schema| schema.columns.is_empty());
+                Intent { after: self.durable.sequence.clone(), to, path, bare }
             }
         };
-        if reason != Roll::Intended && reason != Roll::Page {
+        if !begun && reason != Roll::Page {
             self.intend(&intent).await?;
         }
         let records: Arc<[Taken]> = records.into();
         // A worker that had lost its right may have been faster, with records that are gone by now.
-        let there = if reason == Roll::Intended { self.found(&intent).await? } else { None };
+        let there = if begun { self.found(&intent).await? } else { None };
         let (bytes, entry) = match there {
             Some(entry) => (entry.bytes, Some(entry)),
             None => {
-                let (file, entry) = self.encode(&intent, &records).await?;
+                let (file, entry) = self.encode(&intent, &records, schema).await?;
                 let file = PutPayload::from(file);
                 insist(&parts, parts.feed.name(), || async {
                     Ok(parts.feed.store.put(&intent.path, file.clone()).await?)
@@ -119,6 +133,9 @@ impl FeedLane {
         self.held.clear();
         // A range that was intended may end with records that are gone by now.
         self.is_at(intent.to);
+        if reason != Roll::Page {
+            parts.written.notify_one();
+        }
         Ok(())
     }
 
@@ -139,23 +156,57 @@ impl FeedLane {
         .await
     }
 
+    /// Keeps a change that cannot be shaped as a dead letter.
+    pub(super) async fn keep(&self, change: &Change, hlc: Hlc, why: Unshaped) -> Result<(), Halt> {
+        let (parts, why) = (&self.parts, Failure::from(why));
+        let (reason, version) = (Reason::of(&why), Version::new(hlc, parts.member));
+        let lane = dead_letters::Lane { route: &parts.route, peer: parts.feed.name(), shard: &parts.shard };
+        insist(parts, "state", || async {
+            Ok(parts.dead_letters.keep(lane, change, version, reason, &why).await?)
+        })
+        .await?;
+        let labels = [&*parts.route, parts.feed.name(), reason.name()];
+        parts.metrics.dead_letters.with_label_values(&labels).inc();
+        parts.counters.dead.inc();
+        tracing::error!(
+            feed = parts.feed.name(),
+            key = %change.key.digest(),
+            sequence = %change.sequence,
+            %why,
+            "a change cannot be shaped; it is kept as a dead letter, and stands in no file"
+        );
+        Ok(())
+    }
+
+    /// The columns of a file of Parquet.
+    async fn schema(&self, records: &[Taken], bare: bool) -> Result<Option<Arc<Schema>>, Halt> {
+        let parts = &self.parts;
+        insist(parts, "state", || async {
+            let records: Vec<Record<'_>> = records.iter().map(|taken| taken.record(parts)).collect();
+            Ok(parts.feed.columns(&records, bare).await?)
+        })
+        .await
+    }
+
     /// The bytes of a file and of its entry in the manifest, made on a thread that may be blocked.
     async fn encode(
         &self,
         intent: &Intent,
         records: &Arc<[Taken]>,
+        schema: Option<Arc<Schema>>,
     ) -> Result<(Vec<u8>, Option<Entry>), Halt> {
         let parts = Arc::clone(&self.parts);
-        let schema = insist(&parts, "state", || async {
-            let records: Vec<Record<'_>> = records.iter().map(|taken| taken.record(&parts)).collect();
-            Ok(parts.feed.columns(&records).await?)
-        })
-        .await?;
         let once = || {
             let (parts, records, schema) = (Arc::clone(&parts), Arc::clone(records), schema.clone());
             let intent = intent.clone();
             async move {
+                let broken =
+                    |e: &dyn std::fmt::Display| Failure::new(Class::Unknown, "Encode", e.to_string());
+                let right = Arc::clone(&parts.feed.encoding).acquire_owned();
+                let right = right.await.map_err(|e| broken(&e))?;
                 let work = move || {
+                    // Also when nobody waits for it any more.
+                    let _right = right;
                     let records: Vec<Record<'_>> = records.iter().map(|taken| taken.record(&parts)).collect();
                     let bytes = parts.feed.encode(&records, schema.as_deref())?;
                     let (after, last) = (intent.after.as_ref(), intent.last());
@@ -163,9 +214,7 @@ impl FeedLane {
                     Ok::<_, Failure>((bytes, entry.filter(|_| !parts.feed.store.is_stdout())))
                 };
                 let done = tokio::task::spawn_blocking(work).await;
-                let broken =
-                    |e: tokio::task::JoinError| Failure::new(Class::Unknown, "Encode", e.to_string());
-                Ok(done.map_err(broken)??)
+                Ok(done.map_err(|e| broken(&e))??)
             }
         };
         insist(&parts, parts.feed.name(), once).await
@@ -225,13 +274,22 @@ impl From<HeldError> for Refused {
     }
 }
 
-/// Repeats a call until it succeeds, the right to write is gone, or a stop was asked for a while ago.
+/// Repeats a call until it succeeds, the right to write is gone, or a stop was asked for a while ago. A pause breaks it off
+/// until it is over: whatever the call came to, repeating it is harmless. Lines on the standard output would come twice.
 async fn insist<T, F>(parts: &LaneParts, at: &str, call: impl Fn() -> F) -> Result<T, Halt>
 where
     F: Future<Output = Result<T, Refused>>,
 {
     let mut pauses = Pauses::new(Policy::FOREVER, parts.jitter.clone());
+    let (mut gate, stdout) = (parts.feed.gate.clone(), parts.feed.store.is_stdout());
     loop {
+        tokio::select! {
+            biased;
+            () = parts.fence.cancelled() => return Err(Halt::Fence),
+            () = parts.drain.cancelled(), if parts.feed.paused() => return Err(Halt::Leave),
+            // Nobody is left who could close it.
+            _ = gate.wait_for(Option::is_none) => {}
+        }
         let leave = async {
             parts.drain.cancelled().await;
             tokio::time::sleep(LEAVE).await;
@@ -240,8 +298,9 @@ where
             biased;
             () = parts.fence.cancelled() => return Err(Halt::Fence),
             result = call() => result,
+            Ok(_) = gate.wait_for(Option::is_some), if !stdout => continue,
             // Nothing limits how long a reader stalls.
-            () = leave, if parts.feed.store.is_stdout() => return Err(Halt::Leave),
+            () = leave, if stdout => return Err(Halt::Leave),
         };
         let failure = match result {
             Ok(value) => return Ok(value),

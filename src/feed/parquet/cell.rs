@@ -57,7 +57,11 @@ fn text(value: &AttributeValue) -> Option<Vec<u8>> {
 
 /// Whether the shortest text of a double is the number that was written.
 fn reads_back(value: f64, digits: &str) -> bool {
-    let numbers = value.to_string().parse::<BigDecimal>().ok().zip(digits.parse::<BigDecimal>().ok());
+    let shortest = value.to_string();
+    if shortest == digits {
+        return true;
+    }
+    let numbers = shortest.parse::<BigDecimal>().ok().zip(digits.parse::<BigDecimal>().ok());
     numbers.is_some_and(|(shortest, written)| shortest == written)
 }
 

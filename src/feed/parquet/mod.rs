@@ -11,6 +11,7 @@ mod schema;
 pub use schema::{Schema, Schemas, infer};
 
 use super::{Record, lines};
+use crate::change::Change;
 use crate::config::{self, ColumnType, Compression, Images};
 use crate::failure::{Class, Failure};
 use crate::item::Item;
@@ -26,10 +27,11 @@ use ::parquet::file::writer::{SerializedColumnWriter, SerializedFileWriter};
 use ::parquet::schema::types::Type;
 use aws_sdk_dynamodb::types::AttributeValue;
 use cell::Cell;
-use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
+/// A row group has so many bytes of items: its values are in memory a second time while it is made, whatever the file has.
+const GROUP: usize = 4 << 20;
 /// Bytes of a decimal: what 38 digits need.
 const DECIMAL_BYTES: i32 = 16;
 
@@ -119,8 +121,10 @@ impl Column {
         self.push(text.map(|text| Cell::Bytes(text.as_bytes().to_vec())));
     }
 
-    fn write(&self, writer: &mut SerializedColumnWriter<'_>) -> Result<(), ParquetError> {
-        let (leaf, definition) = (&self.leaf, Some(self.leaf.definition.as_slice()));
+    /// Writes the values, and forgets them.
+    fn write(&mut self, writer: &mut SerializedColumnWriter<'_>) -> Result<(), ParquetError> {
+        let leaf = std::mem::take(&mut self.leaf);
+        let definition = Some(leaf.definition.as_slice());
         let repetition = self.list.then_some(leaf.repetition.as_slice());
         match self.physical {
             Physical::INT64 => writer.typed::<Int64Type>().write_batch(&leaf.ints, definition, repetition),
@@ -174,15 +178,74 @@ pub fn encode(feed: &config::Feed, schema: &Schema, records: &[Record<'_>]) -> R
 }
 
 fn write(feed: &config::Feed, schema: &Schema, records: &[Record<'_>]) -> Result<Vec<u8>, ParquetError> {
-    let text = |name: &&str| Column::new(name, Kind::Of(ColumnType::String));
-    let mut own: Vec<Column> = TEXTS.iter().map(text).collect::<Result<_, _>>()?;
-    let mut created = Column::new(CREATED, Kind::Time)?;
-    let attribute = |column: &config::Column| Column::new(&column.name, Kind::Of(column.kind));
-    let mut attributes: Vec<Column> = schema.columns.iter().map(attribute).collect::<Result<_, _>>()?;
-    let mut rest = Column::new(REST, Kind::Of(ColumnType::Json))?;
-    let mut old =
-        (feed.images == Images::Both).then(|| Column::new(OLD, Kind::Of(ColumnType::Json))).transpose()?;
-    for record in records {
+    let mut columns = Columns::new(feed, schema)?;
+    let codec = match feed.compression {
+        Compression::None => Codec::UNCOMPRESSED,
+        Compression::Zstd | Compression::Gzip => Codec::ZSTD(ZstdLevel::default()),
+    };
+    let properties = WriterProperties::builder()
+        .set_compression(codec)
+        // The default names the library's version, which says nothing about the data.
+        .set_created_by("shardwalker".to_owned())
+        .build();
+    let fields = columns.all().map(|column| Arc::clone(&column.spec)).collect();
+    let root = Type::group_type_builder("record").with_fields(fields).build()?;
+    let mut file = SerializedFileWriter::new(Vec::new(), Arc::new(root), Arc::new(properties))?;
+    let mut bytes = 0;
+    for (index, record) in records.iter().enumerate() {
+        columns.push(record, schema);
+        bytes += size(record.change);
+        if bytes < GROUP && index + 1 < records.len() {
+            continue;
+        }
+        bytes = 0;
+        let mut group = file.next_row_group()?;
+        for column in columns.all() {
+            if let Some(mut writer) = group.next_column()? {
+                column.write(&mut writer)?;
+                writer.close()?;
+            }
+        }
+        group.close()?;
+    }
+    file.into_inner()
+}
+
+/// As DynamoDB counts it, so that it depends on nothing else.
+fn size(change: &Change) -> usize {
+    let images = [&change.old, &change.new].into_iter().flatten();
+    change.key.attributes().size() + images.map(|image| image.content.size()).sum::<usize>()
+}
+
+/// The columns of a file, in the order in which they stand there.
+struct Columns {
+    own: Vec<Column>,
+    created: Column,
+    attributes: Vec<Column>,
+    rest: Column,
+    old: Option<Column>,
+}
+
+impl Columns {
+    fn new(feed: &config::Feed, schema: &Schema) -> Result<Self, ParquetError> {
+        let text = |name: &&str| Column::new(name, Kind::Of(ColumnType::String));
+        let attribute = |column: &config::Column| Column::new(&column.name, Kind::Of(column.kind));
+        let old = || Column::new(OLD, Kind::Of(ColumnType::Json));
+        Ok(Self {
+            own: TEXTS.iter().map(text).collect::<Result<_, _>>()?,
+            created: Column::new(CREATED, Kind::Time)?,
+            attributes: schema.columns.iter().map(attribute).collect::<Result<_, _>>()?,
+            rest: Column::new(REST, Kind::Of(ColumnType::Json))?,
+            old: (feed.images == Images::Both).then(old).transpose()?,
+        })
+    }
+
+    fn all(&mut self) -> impl Iterator<Item = &mut Column> {
+        let own = self.own.iter_mut().chain([&mut self.created]);
+        own.chain(&mut self.attributes).chain([&mut self.rest]).chain(&mut self.old)
+    }
+
+    fn push(&mut self, record: &Record<'_>, schema: &Schema) {
         let change = record.change;
         let version = record.version.map(|version| version.to_string());
         let key = typed(change.key.attributes());
@@ -195,79 +258,61 @@ fn write(feed: &config::Feed, schema: &Schema, records: &[Record<'_>]) -> Result
             Some(record.shard),
             Some(&key),
         ];
-        own.iter_mut().zip(texts).for_each(|(column, text)| column.text(text));
+        self.own.iter_mut().zip(texts).for_each(|(column, text)| column.text(text));
         let since = change.created.duration_since(UNIX_EPOCH).unwrap_or_default();
-        created.push(Some(Cell::Int(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))));
+        self.created.push(Some(Cell::Int(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))));
         let item = change.new.as_ref().map_or(change.key.attributes(), |image| &image.content);
-        let left = fill(item, schema, &mut attributes);
-        rest.text((!left.is_empty()).then(|| of_rest(left)).as_deref());
-        if let Some(old) = &mut old {
+        let left = fill(item, schema, &mut self.attributes);
+        self.rest.text((!left.is_empty()).then(|| spelled(left)).as_deref());
+        if let Some(old) = &mut self.old {
             old.text(change.old.as_ref().map(|image| typed(&image.content)).as_deref());
         }
     }
-    let all: Vec<Column> =
-        own.into_iter().chain([created]).chain(attributes).chain([rest]).chain(old).collect();
-    let codec = match feed.compression {
-        Compression::None => Codec::UNCOMPRESSED,
-        Compression::Zstd | Compression::Gzip => Codec::ZSTD(ZstdLevel::default()),
-    };
-    let properties = WriterProperties::builder()
-        .set_compression(codec)
-        // The default names the library's version, which says nothing about the data.
-        .set_created_by("shardwalker".to_owned())
-        .build();
-    let fields = all.iter().map(|column| Arc::clone(&column.spec)).collect();
-    let root = Type::group_type_builder("record").with_fields(fields).build()?;
-    let mut file = SerializedFileWriter::new(Vec::new(), Arc::new(root), Arc::new(properties))?;
-    let mut group = file.next_row_group()?;
-    for column in &all {
-        if let Some(mut writer) = group.next_column()? {
-            column.write(&mut writer)?;
-            writer.close()?;
-        }
-    }
-    group.close()?;
-    file.into_inner()
 }
 
+/// An attribute of an item.
+type Entry<'i> = (&'i String, &'i AttributeValue);
+
 /// Puts an item's attributes into their columns; gives those that have none, or do not fit it.
-fn fill<'a>(item: &'a Item, schema: &Schema, cells: &mut [Column]) -> BTreeMap<&'a str, &'a AttributeValue> {
-    let mut left: BTreeMap<&str, &AttributeValue> =
-        item.0.iter().map(|(name, value)| (name.as_str(), value)).collect();
+fn fill<'i>(item: &'i Item, schema: &Schema, cells: &mut [Column]) -> Vec<Entry<'i>> {
+    let (mut placed, mut misfits) = (0, Vec::new());
     for (column, cells) in schema.columns.iter().zip(cells) {
-        let value = left.get(column.name.as_str()).copied();
+        let value = item.0.get(&column.name);
         let cell = value.and_then(|value| cell::of(value, column.kind, schema.inferred));
-        if cell.is_some() || matches!(value, Some(AttributeValue::Null(_))) {
-            left.remove(column.name.as_str());
+        match value {
+            Some(value) if cell.is_some() || matches!(value, AttributeValue::Null(_)) => placed += 1,
+            Some(_) => misfits.push(&column.name),
+            None => {}
         }
         cells.push(cell);
     }
-    left
+    if placed == item.0.len() {
+        return Vec::new();
+    }
+    let has_column = |name: &String| schema.columns.binary_search_by(|column| column.name.cmp(name)).is_ok();
+    item.0.iter().filter(|(name, _)| !has_column(name) || misfits.contains(name)).collect()
 }
 
 fn typed(item: &Item) -> String {
-    spelled(&item.0)
+    spelled(item.0.iter().collect())
 }
 
-fn of_rest(left: BTreeMap<&str, &AttributeValue>) -> String {
-    spelled(&left.into_iter().map(|(name, value)| (name.to_owned(), value.clone())).collect())
-}
-
-fn spelled(map: &HashMap<String, AttributeValue>) -> String {
+fn spelled(entries: Vec<Entry<'_>>) -> String {
     let mut out = Vec::new();
-    lines::map(map, lines::Spelling::Typed, &mut out);
-    String::from_utf8_lossy(&out).into_owned()
+    lines::entries(entries, lines::Spelling::Typed, &mut out);
+    String::from_utf8(out).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::change::{Change, Event, Image, SequenceNumber};
+    use crate::change::{Event, Image, SequenceNumber};
     use crate::config::{FeedFormat, FeedPlace, Partition};
     use crate::item::Key;
     use crate::version::{Hlc, Version};
     use ::parquet::file::reader::{FileReader, SerializedFileReader};
     use serde_json::{Value, json};
+    use std::collections::BTreeMap;
     use std::time::Duration;
 
     fn change(new: Option<Value>) -> Change {
@@ -347,6 +392,17 @@ mod tests {
         assert_eq!(cells(1, names), ["\"b\"", "null", "null", "[]", rest]);
         assert_eq!(cells(2, names), ["\"k\"", "null", "null", "null", "null"]);
         assert_eq!(rows[2]["_sequence"], "\"111\"");
+    }
+
+    #[test]
+    fn a_file_of_many_row_groups_holds_every_row_in_order() {
+        let large = "x".repeat(GROUP / 3);
+        let item = |id: usize| json!({ "id": { "S": id.to_string() }, "large": { "S": large }, "tags": { "SS": ["a"] } });
+        let changes: Vec<Change> = (0..10).map(|id| change(Some(item(id)))).collect();
+        let rows = read(&[("id", ColumnType::String), ("tags", ColumnType::List)], &changes);
+        let ids: Vec<&str> = rows.iter().map(|row| row["id"].as_str()).collect();
+        assert_eq!(ids, (0..10).map(|id| format!("\"{id}\"")).collect::<Vec<_>>());
+        assert!(rows.iter().all(|row| row["tags"] == "[\"a\"]" && row["_rest"].len() > large.len()));
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Which columns a feed has: the config's, or those of the first file, frozen in the state table.
+//! Which columns a feed has: the config's, or those of the first file that holds more than deletes, frozen in the state
+//! table.
 //!
 //! Rows: `feed#<feed>` / `schema#<route>`, written once. Whoever comes second takes what is there.
 
@@ -62,11 +63,22 @@ impl Schemas {
             Err(failure) if failure.class == Class::Condition => {}
             Err(failure) => return Err(failure),
         }
-        let row = self.state.get(&self.partition, &self.sort).await?.unwrap_or_default();
-        let columns = row.get(COLUMNS).and_then(|value| value.as_m().ok()).and_then(from_map);
-        columns
-            .ok_or_else(|| Failure::new(Class::Unrecognised, "BadSchema", "a feed's columns make no sense"))
+        self.kept().await?.ok_or_else(bad)
     }
+
+    /// The columns that are kept, if there are any.
+    ///
+    /// # Errors
+    /// The failure of the call, or of a row that is none of ours.
+    pub async fn kept(&self) -> Result<Option<Vec<Column>>, Failure> {
+        let Some(row) = self.state.get(&self.partition, &self.sort).await? else { return Ok(None) };
+        let columns = row.get(COLUMNS).and_then(|value| value.as_m().ok()).and_then(from_map);
+        columns.ok_or_else(bad).map(Some)
+    }
+}
+
+fn bad() -> Failure {
+    Failure::new(Class::Unrecognised, "BadSchema", "a feed's columns make no sense")
 }
 
 fn from_map(columns: &HashMap<String, AttributeValue>) -> Option<Vec<Column>> {

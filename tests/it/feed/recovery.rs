@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 /// A worker comes as far as to write a file, but not its entry in the manifest, and dies.
-async fn dies_before_the_entry(lake: &Lake, config: Config) {
+pub(super) async fn dies_before_the_entry(lake: &Lake, config: Config) {
     let (manifest, aside) = (lake.root().join("_manifest"), lake.directory.path().join("aside"));
     std::fs::create_dir_all(lake.root()).unwrap();
     let had = manifest.is_dir();
@@ -37,12 +37,12 @@ async fn write_large(lake: &Lake, count: usize) {
     }
 }
 
-fn files(lake: &Lake) -> Vec<PathBuf> {
+pub(super) fn files(lake: &Lake) -> Vec<PathBuf> {
     lake.files(".jsonl.zst")
 }
 
 /// What the lease says: the file that was intended, and the checkpoint.
-fn remembered(lake: &Lake) -> (Value, Value) {
+pub(super) fn remembered(lake: &Lake) -> (Value, Value) {
     let rows = lake.world.rows("lease#copy");
     let row = rows.iter().find(|row| row["file:lake"].is_object()).unwrap();
     (row["file:lake"]["M"].clone(), row["peers"]["M"]["lake"]["M"]["sequence"].clone())

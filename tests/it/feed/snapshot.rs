@@ -4,13 +4,14 @@ use super::{Lake, Line, SOON, write};
 use crate::world::{HOME, eventually, resource_policy};
 use serde_json::json;
 use shardwalker::backfill::{Backfill, Ended, Request};
+use shardwalker::config::Config;
 use shardwalker::sandbox::faults::{Effect, Rule};
 use std::collections::BTreeSet;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// A lake whose source may be scanned.
-fn scanned(shards: u32) -> Lake {
+pub(super) fn scanned(shards: u32) -> Lake {
     let lake = Lake::new(shards);
     lake.world.sandbox.admin(HOME, "replicator").unwrap();
     let policy = resource_policy(&lake.world.source, &["DescribeTable", "Scan"]);
@@ -18,13 +19,17 @@ fn scanned(shards: u32) -> Lake {
     lake
 }
 
-fn request(segments: u32, peer: Option<&str>) -> Request {
+pub(super) fn request(segments: u32, peer: Option<&str>) -> Request {
     let (route, peer) = ("copy".to_owned(), peer.map(str::to_owned));
     Request { route, peer, segments: Some(segments), ..Request::default() }
 }
 
 async fn backfill(lake: &Lake, request: Request, peer: bool) -> Ended {
-    let (config, options) = (lake.config(SOON, peer), lake.world.options(true));
+    Box::pin(backfill_of(lake, lake.config(SOON, peer), request)).await
+}
+
+pub(super) async fn backfill_of(lake: &Lake, config: Config, request: Request) -> Ended {
+    let options = lake.world.options(true);
     let backfill = Backfill::build(config, request, options, None, CancellationToken::new()).await;
     Box::pin(backfill.unwrap().run(watch::channel(None).0)).await.unwrap()
 }

@@ -43,6 +43,8 @@ pub(super) struct Plan {
     pub(super) stops: bool,
     /// Whether each route leads to a feed too. Only where nothing is lost: a feed has what it read.
     pub(super) feeds: bool,
+    /// Whether such routes have a shape, which lets everything through: what it makes of items is tested elsewhere.
+    pub(super) shaped: bool,
 }
 
 /// One thing that happens.
@@ -195,6 +197,7 @@ impl Plan {
             stream_clocks: vec![0; routes.len()],
             stops: false,
             feeds: false,
+            shaped: false,
             routes,
             workers,
             shards: draw.random_range(1..=3),
@@ -217,6 +220,7 @@ impl Plan {
             losses(draw, plan.routes.len(), length, &mut plan.events);
             plan.stops = plan.loses() && draw.random();
             plan.feeds = draw.random_ratio(1, 4) && !plan.loses();
+            plan.shaped = plan.feeds && draw.random();
         }
         plan
     }
@@ -240,6 +244,7 @@ impl Plan {
             stream_clocks: vec![0; 2],
             stops: false,
             feeds: false,
+            shaped: false,
         }
     }
 

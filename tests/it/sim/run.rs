@@ -387,6 +387,9 @@ impl Stage {
             let names: Vec<_> = names.map(|name| format!("\"{name}\"")).collect();
             let to = names.join(", ");
             let _ = write!(text, "[[route]]\nname = \"r{route}\"\nfrom = \"s{route}\"\nto = [{to}]\n");
+            if self.plan.shaped {
+                text.push_str("shape = { filter = 'item.id != \"\"', exclude = [\"none\"] }\n");
+            }
             if self.plan.loses() && !self.stops {
                 text.push_str("on_gap = \"continue\"\n");
             }

@@ -1,0 +1,46 @@
+//! What this process uses: time, CPU time and memory.
+
+use anyhow::Context;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// What one run took.
+pub(crate) struct Took {
+    pub(crate) wall: Duration,
+    pub(crate) cpu: Duration,
+}
+
+/// Measures a run.
+pub(crate) struct Stopwatch {
+    begun: Instant,
+    cpu: Duration,
+}
+
+impl Stopwatch {
+    pub(crate) fn start() -> anyhow::Result<Self> {
+        Ok(Self { begun: Instant::now(), cpu: cpu()? })
+    }
+
+    pub(crate) fn stop(self) -> anyhow::Result<Took> {
+        Ok(Took { wall: self.begun.elapsed(), cpu: cpu()?.saturating_sub(self.cpu) })
+    }
+}
+
+/// The CPU time of all threads of this process, in the scheduler's nanoseconds. None may have ended meanwhile.
+fn cpu() -> anyhow::Result<Duration> {
+    let mut nanos = 0;
+    for thread in std::fs::read_dir("/proc/self/task").context("CPU time is read from Linux's /proc")? {
+        let text = std::fs::read_to_string(thread?.path().join("schedstat"))?;
+        nanos += text.split(' ').next().unwrap_or_default().parse::<u64>()?;
+    }
+    Ok(Duration::from_nanos(nanos))
+}
+
+/// A figure of `/proc/self/status` in MB (10^6 bytes).
+pub(crate) fn megabytes(field: &str) -> anyhow::Result<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").context("memory is read from Linux's /proc")?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
+    let kilobytes: f64 =
+        line.and_then(|line| line.trim().strip_suffix("kB")).context("no such figure")?.trim().parse()?;
+    Ok(kilobytes * 1024.0 / 1e6)
+}
