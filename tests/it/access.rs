@@ -2,6 +2,7 @@
 //! it, the check names it.
 
 mod check;
+mod moving;
 
 use crate::process::until;
 use crate::sandbox_support::Client;
@@ -80,8 +81,13 @@ impl World {
 
     /// From a time on; by default, now.
     fn at(start: Option<SystemTime>) -> Self {
+        Self::of(CONFIG, start)
+    }
+
+    /// Of another config.
+    fn of(config: &str, start: Option<SystemTime>) -> Self {
         let sandbox = Sandbox::new(Options { start, ..Options::default() }).unwrap();
-        let config = Config::parse(CONFIG, "test.toml", &|_| None).unwrap_or_else(|e| panic!("{e}"));
+        let config = Config::parse(config, "test.toml", &|_| None).unwrap_or_else(|e| panic!("{e}"));
         for (index, member) in config.members.iter().enumerate() {
             let view = config.routes.iter().any(|route| route.from == index).then_some("NEW_AND_OLD_IMAGES");
             let arn = &member.arn;
