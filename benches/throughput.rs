@@ -20,6 +20,8 @@ mod settings;
 #[expect(dead_code, reason = "the benchmarks share it, and each uses a part")]
 #[path = "support/stage.rs"]
 mod stage;
+#[path = "support/stopwatch.rs"]
+mod stopwatch;
 #[expect(dead_code, reason = "the benchmarks share it, and each uses a part")]
 #[path = "support/tap.rs"]
 mod tap;
@@ -41,9 +43,9 @@ use shardwalker::version::{Hlc, Stamp, Version};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use stopwatch::{Stopwatch, Took};
 use tap::watched;
 use tokio::sync::Notify;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use worlds::{SHARDS, Work, World};
 
@@ -97,12 +99,6 @@ fn main() -> anyhow::Result<()> {
     }
     println!("{}", Value::Object(report));
     Ok(())
-}
-
-/// What one run of the loop or of the path took.
-struct Took {
-    wall: Duration,
-    cpu: Duration,
 }
 
 /// Counts puts, and keeps the last one.
@@ -267,28 +263,3 @@ async fn bare(options: Options, work: Work, items: &Arc<Vec<Item>>, counted: &Pu
 /// As the path says it; [`Puts::shape`] holds both together.
 const OVERWRITABLE: &str = "attribute_not_exists(#stamp) OR NOT attribute_type(#stamp, :string) \
      OR #stamp < :version OR #stamp > :ceiling";
-
-struct Stopwatch {
-    begun: Instant,
-    cpu: Duration,
-}
-
-impl Stopwatch {
-    fn start() -> anyhow::Result<Self> {
-        Ok(Self { begun: Instant::now(), cpu: cpu()? })
-    }
-
-    fn stop(self) -> anyhow::Result<Took> {
-        Ok(Took { wall: self.begun.elapsed(), cpu: cpu()?.saturating_sub(self.cpu) })
-    }
-}
-
-/// The CPU time of all threads of this process, in the scheduler's nanoseconds.
-fn cpu() -> anyhow::Result<Duration> {
-    let mut nanos = 0;
-    for thread in std::fs::read_dir("/proc/self/task").context("CPU time is read from Linux's /proc")? {
-        let text = std::fs::read_to_string(thread?.path().join("schedstat"))?;
-        nanos += text.split(' ').next().unwrap_or_default().parse::<u64>()?;
-    }
-    Ok(Duration::from_nanos(nanos))
-}
