@@ -41,21 +41,20 @@ def run(context):
 
     writer = Writer(writes)
     context.say(succeeds(service, "backfill", "airports").splitlines()[-1].strip())
-    until("what is written arrives soon", lambda: near(service), limit=len(items))
-    context.say(succeeds(service, "verify", "airports").splitlines()[-1].strip())
+    context.say(compares(service, "airports", "peer-1", len(items)))
     move(context, service, writer, [], target)
     agree(service, writes, group.source, target)
     context.say(f"moved after {writes.changes} changes; both sides are the same")
 
     writer = Writer(writes)
     until("it is written at the new side", writer.wrote, 60)
-    succeeds(service, "verify", "airports/back")
+    context.say(compares(service, "airports/back", "source", len(items)))
     move(context, service, writer, ["--undo"], group.source)
     agree(service, writes, group.source, target)
 
     writer = Writer(writes)
     until("it is written at the old side again", writer.wrote, 60)
-    succeeds(service, "verify", "airports")
+    context.say(compares(service, "airports", "peer-1", len(items)))
     writer.stop()
     agree(service, writes, group.source, target)
     context.say(f"and back after {writes.changes} changes; both sides are the same")
@@ -104,13 +103,18 @@ def succeeds(service, name, *arguments):
     return said.strip()
 
 
-def near(service):
-    """Whether what is written is at the other side long before a comparison counts it as a difference. What was written
-    shortly before the backfill comes by the stream, too."""
-    service.check_alive()
-    _, said = service.command("status", "--json")
-    lag = json.loads(said[said.index("{") :])["routes"]["airports"]["peers"]["peer-1"]["lag_seconds"]
-    return lag < NEAR, f"{lag} s behind"
+def compares(service, route, peer, patience):
+    """Finds no difference; returns what `verify` said in the end. Before it, what is written must be at the other side long
+    before it would count as a difference: what was written before a backfill or a move is repeated for a while."""
+
+    def near():
+        service.check_alive()
+        _, said = service.command("status", "--json")
+        lag = json.loads(said[said.index("{") :])["routes"][route]["peers"][peer]["lag_seconds"]
+        return lag < NEAR, f"{lag} s behind"
+
+    until(f"{route} is near", near, limit=max(patience, CATCH_UP_LIMIT))
+    return succeeds(service, "verify", route).splitlines()[-1].strip()
 
 
 def agree(service, writes, *tables):
