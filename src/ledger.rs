@@ -21,8 +21,9 @@ use tokio::sync::oneshot;
 const VERSION: &str = "version";
 /// What BatchGetItem takes.
 const BATCH: usize = 100;
-/// Batches under way at once: few, so that reads gather.
-const FLIGHTS: usize = 4;
+/// Batches under way at once: few, so that reads gather; and at most, when enough have gathered to fill one more.
+const FLIGHTS: usize = 2;
+const MOST_FLIGHTS: usize = 4;
 
 type Answer = Result<Option<Version>, Failure>;
 
@@ -49,7 +50,8 @@ impl Drop for Flight {
         let next = {
             let mut airport = lock(&self.0);
             airport.waiting.retain(|(_, sender)| !sender.is_closed());
-            let next = airport.waiting.pop_front();
+            let goes_on = airport.flying <= flights(airport.waiting.len());
+            let next = if goes_on { airport.waiting.pop_front() } else { None };
             if next.is_none() {
                 airport.flying -= 1;
             }
@@ -60,6 +62,11 @@ impl Drop for Flight {
             let _ = sender.send(Told::Fly(Self(Arc::clone(&self.0))));
         }
     }
+}
+
+/// How many batches may be under way when so many reads wait.
+const fn flights(waiting: usize) -> usize {
+    if waiting < BATCH { FLIGHTS } else { MOST_FLIGHTS }
 }
 
 /// The tombstones of a state table. Cheap to clone.
@@ -130,7 +137,7 @@ impl Ledger {
     /// A flight when one is free, else a place among those who wait.
     fn check_in(&self, id: &str) -> Result<Flight, oneshot::Receiver<Told>> {
         let mut airport = lock(&self.airport);
-        if airport.flying < FLIGHTS {
+        if airport.flying < flights(airport.waiting.len() + 1) {
             airport.flying += 1;
             return Ok(Flight(Arc::clone(&self.airport)));
         }

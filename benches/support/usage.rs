@@ -5,8 +5,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// What one run took.
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Took {
     pub(crate) wall: Duration,
+    /// Of all threads of this process.
     pub(crate) cpu: Duration,
 }
 

@@ -20,8 +20,9 @@ use aws_sdk_dynamodb::types::AttributeValue;
 use futures::future::join_all;
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use prometheus::IntCounter;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 /// In place of a shard in a dead letter.
@@ -33,6 +34,9 @@ const SEQUENCE: &str = "0";
 const WRITE_UNIT: usize = 1024;
 /// Bytes that a stamp adds to an item, beside its name.
 const STAMP: usize = 54;
+/// So many items of a segment may wait for the ledger beside those that are under way at a peer: as many as are read of
+/// it in one request.
+const CHECKED: usize = 100;
 /// Of the items that an operator must decide about, so many are named.
 pub(super) const NAMED: usize = 5;
 
@@ -56,7 +60,7 @@ pub(super) struct Copier {
     pub(super) group: bool,
     pub(super) existing: OnExisting,
     pub(super) max_drift: Duration,
-    /// Items under way at a time, of one segment.
+    /// Items under way at a time at each peer, of one segment.
     pub(super) in_flight: usize,
     pub(super) dead_letters: DeadLetters,
     pub(super) clock: Clock,
@@ -141,11 +145,12 @@ impl Copier {
         fence: &CancellationToken,
     ) -> Result<Copied, Abandoned> {
         let (mut copied, mut abandoned) = (Copied::default(), None);
+        let places: Vec<Semaphore> = self.targets.iter().map(|_| Semaphore::new(self.in_flight)).collect();
         let (mut rest, mut under_way) = (items.iter(), FuturesUnordered::new());
         loop {
-            let room = self.in_flight.saturating_sub(under_way.len());
+            let room = (self.in_flight + CHECKED).saturating_sub(under_way.len());
             for item in rest.by_ref().take(room) {
-                under_way.push(self.everywhere(item, fence));
+                under_way.push(self.everywhere(item, &places, fence));
             }
             let Some((item, fates)) = under_way.next().await else { break };
             copied.totals.items += 1;
@@ -214,11 +219,12 @@ impl Copier {
     async fn everywhere<'i>(
         &self,
         item: &'i Scanned,
+        places: &[Semaphore],
         fence: &CancellationToken,
     ) -> (&'i Scanned, Vec<Result<Fate, Abandoned>>) {
         let mut each = Vec::with_capacity(self.targets.len());
-        for target in &self.targets {
-            each.push(self.one(target, item, fence));
+        for (target, places) in self.targets.iter().zip(places) {
+            each.push(self.one(target, item, places, fence));
         }
         (item, join_all(each).await)
     }
@@ -227,6 +233,7 @@ impl Copier {
         &self,
         target: &Target,
         item: &Scanned,
+        places: &Semaphore,
         fence: &CancellationToken,
     ) -> Result<Fate, Abandoned> {
         if item.leaving {
@@ -247,9 +254,12 @@ impl Copier {
         let shaped = self.source.is_some();
         let seed = Seed { content, key, version: item.version, group: self.group, shaped };
         target.spend(cost).await;
+        // The state table's answers are not waited for in a place of the peer's.
+        let place = Mutex::new(places.acquire().await.ok());
+        let placed = || drop(place.lock().unwrap_or_else(PoisonError::into_inner).take());
         let seeded = match &self.mirror {
             Some(mirror) => self.insist(peer, fence, || mirror.seed(peer, key, content)).await?,
-            None => self.insist(peer, fence, || peer.seed(seed, self.existing)).await?,
+            None => self.insist(peer, fence, || peer.seed(seed, self.existing, placed)).await?,
         };
         let seeded = match seeded {
             Ok(Seeded::Stale(seen)) => {

@@ -2,7 +2,8 @@
 //!
 //! A page's keys are written down before anything of it is created, and the segment is saved after all of it is done.
 //! So whoever goes on after a crash reads again what was not saved, and finds out which items the dead one may have
-//! brought back after they were deleted at the source: a scan would not show those any more.
+//! brought back after they were deleted at the source: a scan would not show those any more. While a page is written the
+//! next one is read: what changes after that comes with the stream, however long it waits here.
 
 use super::copy::{Abandoned, Copied, Copier, Scanned};
 use super::counts::{Fate, Fates};
@@ -28,7 +29,8 @@ const KEYS: usize = 300 * 1024;
 /// saved every few seconds whatever the rate.
 const FEWEST: u16 = 10;
 const MOST: u16 = 1000;
-/// A page that took longer is too large, and one that took less than a tenth of it too small.
+/// A page that took longer is too large. One that took less than a tenth of it may be four times as large, and one that took
+/// less than a third of it twice: what a page costs beside its items may be most of it.
 const LONG: Duration = Duration::from_secs(10);
 
 /// What a page of an export brings back must be known as deleted for so long at least: the page takes its time.
@@ -91,44 +93,54 @@ impl Shared {
         let number = held.segment().number;
         let mut reading = self.source.open(number, held.segment().cursor.as_ref()).map_err(End::Failed)?;
         let mut most = FEWEST;
+        let mut page = self.read(&mut reading, most, fence).await?;
         loop {
             if self.drain.is_cancelled() {
                 return Ok(End::Rested);
             }
-            let by = self.clock.now() + ROOM;
-            self.source.fresh(by, self.keep).map_err(End::Failed)?;
             let begun = Instant::now();
-            let batch = self.read(&mut reading, most, fence).await?;
-            let Batch { items, cursor, read_units } = batch;
-            let last = cursor.is_none();
-            let mut totals = held.segment().totals.clone();
-            totals.read_units += read_units;
-            let Copied { totals: copied, conflicts } = self.batch(held, items, fence).await?;
-            if !conflicts.is_empty() {
-                let count = |(peer, fates): (&String, &Fates)| {
-                    (peer.clone(), fates.get(Fate::Seeded(Seeded::Conflict)))
-                };
-                return Ok(End::Conflicts(copied.peers.iter().map(count).collect(), conflicts));
-            }
-            totals.merge(&copied);
-            loop {
-                let saved = held.save(cursor.clone(), totals.clone(), last).await;
-                match saved {
-                    Ok(()) => break,
-                    Err(HeldError::Lost) => return Ok(End::Lost),
-                    Err(HeldError::Call(failure)) => self.wait("state", &failure, fence).await?,
-                }
-            }
-            if last {
+            let last = page.cursor.is_none();
+            // The next page is read while this one is written; that it cannot be counts once this one is saved.
+            let ahead = async {
+                let next = if last { Ok(None) } else { self.read(&mut reading, most, fence).await.map(Some) };
+                Ok(next)
+            };
+            let ((), next) = futures::try_join!(self.page(held, page, fence), ahead)?;
+            let Some(next) = next? else {
                 // Of no use any more; it expires by itself.
                 let _ = self.rows.forget_keys(&held.keys_sort()).await;
                 return Ok(End::Done);
-            }
+            };
+            page = next;
             most = match begun.elapsed() {
                 took if took > LONG => (most / 2).max(FEWEST),
-                took if took < LONG / 10 => most.saturating_mul(2).min(MOST),
+                took if took < LONG / 10 => most.saturating_mul(4).min(MOST),
+                took if took < LONG / 3 => most.saturating_mul(2).min(MOST),
                 _ => most,
             };
+        }
+    }
+
+    /// Copies a page, and saves that it is done.
+    async fn page(&self, held: &mut Held, page: Batch, fence: &CancellationToken) -> Result<(), End> {
+        self.source.fresh(self.clock.now() + ROOM, self.keep).map_err(End::Failed)?;
+        let Batch { items, cursor, read_units } = page;
+        let last = cursor.is_none();
+        let mut totals = held.segment().totals.clone();
+        totals.read_units += read_units;
+        let Copied { totals: copied, conflicts } = self.batch(held, items, fence).await?;
+        if !conflicts.is_empty() {
+            let count =
+                |(peer, fates): (&String, &Fates)| (peer.clone(), fates.get(Fate::Seeded(Seeded::Conflict)));
+            return Err(End::Conflicts(copied.peers.iter().map(count).collect(), conflicts));
+        }
+        totals.merge(&copied);
+        loop {
+            match held.save(cursor.clone(), totals.clone(), last).await {
+                Ok(()) => return Ok(()),
+                Err(HeldError::Lost) => return Err(End::Lost),
+                Err(HeldError::Call(failure)) => self.wait("state", &failure, fence).await?,
+            }
         }
     }
 
@@ -150,6 +162,7 @@ impl Shared {
             let page = tokio::select! {
                 biased;
                 () = fence.cancelled() => return Err(End::Lost),
+                () = self.drain.cancelled() => return Err(End::Rested),
                 page = self.source.page(reading, most) => page,
             };
             let failure = match page {

@@ -83,11 +83,16 @@ pub enum Seeded {
 impl Peer {
     /// Puts an item of the source, unless something newer is there or `existing` lets an application's item stay. Two
     /// requests at most where nobody else writes, one where there was no item; on a one-way route the ledger is read after
-    /// a creation, in a group before it.
+    /// a creation, in a group before it. `placed` is called when the peer is done with it, before the ledger is read.
     ///
     /// # Errors
     /// Any failure but that of the condition; the step can be repeated.
-    pub async fn seed(&self, seed: Seed<'_>, existing: OnExisting) -> Result<Seeded, StepError> {
+    pub async fn seed(
+        &self,
+        seed: Seed<'_>,
+        existing: OnExisting,
+        placed: impl Fn(),
+    ) -> Result<Seeded, StepError> {
         let Seed { content, key, version, group, shaped } = seed;
         if group && self.tombstone(key).await?.is_some_and(|tombstone| tombstone > version) {
             return Ok(Seeded::Deleted);
@@ -97,7 +102,10 @@ impl Peer {
         let (mut expect, mut done) = (Expect::Absent, Seeded::Created);
         for _ in 0..ROUNDS {
             let found = match self.send_put(content, &text, version, &expect).await? {
-                Answer::Done => return self.unless_deleted(seed, done).await,
+                Answer::Done => {
+                    placed();
+                    return self.unless_deleted(seed, done).await;
+                }
                 Answer::Found(found) => found,
             };
             (expect, done) = match found {
@@ -115,6 +123,7 @@ impl Peer {
                 Found::Same(_) if group => return Ok(Seeded::Unchanged),
                 // Perhaps of a worker that died before it read the ledger.
                 Found::Same(there) if there.digest == stamp.digest || there.mark == Mark::Deleted => {
+                    placed();
                     return self.unless_deleted(seed, Seeded::Unchanged).await;
                 }
                 Found::Same(there) => (Expect::Seen(there.to_string()), Seeded::Updated),

@@ -25,6 +25,7 @@ from cases import (
     three_workers,
     too_large,
     two_workers,
+    verify,
 )
 from config import Settings
 from proxies import Proxy
@@ -42,6 +43,7 @@ CASES = (
     restart,
     group_kinds,
     active_active,
+    verify,
     migration,
 )
 
@@ -73,7 +75,7 @@ class Context:
 
     def service(self, group, **options):
         """A worker on the group, not started yet; ended after the case. `options` are of `Settings`."""
-        settings = Settings(self.endpoint.pace, **options)
+        settings = Settings(**{"pace": self.endpoint.pace, **options})
         service = Service(self._binary, group, self.directory, settings)
         self._services.append(service)
         return service

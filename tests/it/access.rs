@@ -5,6 +5,7 @@ mod bucket;
 mod check;
 mod conditions;
 mod features;
+mod moving;
 
 use crate::process::until;
 use crate::sandbox_support::Client;
@@ -89,6 +90,7 @@ impl World {
         Self::of(CONFIG, start)
     }
 
+    /// Of another config.
     fn of(config: &str, start: Option<SystemTime>) -> Self {
         let sandbox = Sandbox::new(Options { start, ..Options::default() }).unwrap();
         let config = Config::parse(config, "test.toml", &|_| None).unwrap_or_else(|e| panic!("{e}"));

@@ -13,6 +13,7 @@ use shardwalker::backfill::{Backfill, BackfillError, Ended, Picture, Request};
 use shardwalker::config::Config;
 use shardwalker::peer::Seeded;
 use shardwalker::sandbox::Options;
+use shardwalker::sandbox::faults::{Effect, Rule};
 use shardwalker::task::Tasks;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -312,6 +313,36 @@ async fn a_peer_that_came_later_is_not_taken_for_one_that_was_copied_to() {
     assert!(replaced.contains("a peer's table was deleted and made again"), "{replaced}");
     let (ended, _) = stage.run(Request { peer: Some("b".to_owned()), ..request() }).await;
     assert_eq!(ended, Ended::Done, "it is one of its own");
+    assert!(world.all_equal());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_next_page_is_read_while_one_is_written_and_puts_do_not_wait_for_the_ledger() {
+    // One request at a time at each peer.
+    let stage = Stage { slowly: true, ..Stage::new() };
+    let world = &stage.world;
+    stage.fill(40).await;
+    let copied = || world.items(&world.peers[0]).len();
+    let faults = world.sandbox.faults();
+    let puts = || Rule::new(Effect::DelayMs(2000)).operation("PutItem").account(crate::world::PEERS[0].0);
+    faults.add(puts());
+    let one_segment = Request { segments: Some(1), ..request() };
+    let mut process = stage.start(one_segment).await;
+    let scans = world.requests("Scan", SOURCE);
+    eventually("the next page is read", || world.requests("Scan", SOURCE) == scans + 2).await;
+    assert_eq!(copied(), 0, "nothing of the first one is written");
+    faults.clear();
+    faults.add(Rule::new(Effect::DelayMs(3000)).operation("BatchGetItem").account(HOME));
+    eventually("the first is written", || copied() > 0).await;
+    let begun = tokio::time::Instant::now();
+    eventually("so is the whole page", || copied() >= 10).await;
+    assert!(
+        begun.elapsed() < Duration::from_secs(3),
+        "{:?}: no answer of the ledger was waited for",
+        begun.elapsed()
+    );
+    faults.clear();
+    assert_eq!(process.end().await.unwrap(), Ended::Done);
     assert!(world.all_equal());
 }
 

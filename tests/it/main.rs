@@ -17,6 +17,7 @@ mod access;
 mod access_guide;
 mod backfill;
 mod commands;
+mod costs;
 mod cutover;
 mod demo;
 mod feed;

@@ -8,6 +8,7 @@ use crate::sandbox_support::Client;
 use crate::world::{HOME, PEERS, SOURCE, World, eventually, resource_policy};
 use serde_json::Value;
 use shardwalker::config::Config;
+use shardwalker::sandbox::faults::{Effect, Rule};
 use shardwalker::service;
 use shardwalker::verify::judge::Kind;
 use shardwalker::verify::record::{Record, Tally};
@@ -304,6 +305,47 @@ async fn a_sample_reads_a_part() {
     let few = Request { stop_after: Some(10), segments: Some(40), parallel: 1, ..request("copy") };
     let ended = compare(&world, few).await.unwrap_err();
     assert!(matches!(ended, VerifyError::Enough(10..60)), "{ended}");
+}
+
+/// What is on its way when a sample is read is no difference, no more than when all is read; and what stays is one.
+#[tokio::test(start_paused = true)]
+async fn a_sample_counts_only_what_has_stayed() {
+    let world = World::new();
+    allow(&world);
+    let worker = world.worker().await;
+    for item in 0..200 {
+        world.put(&format!("k{item:03}"), "old").await;
+    }
+    world.until_equal().await;
+    // What is deleted at a peer by hand stays; what is written meanwhile comes ten seconds later.
+    for item in 0..20 {
+        theirs(&world, 0).delete("orders-copy", &format!("k{item:03}")).await;
+    }
+    for (account, _) in PEERS {
+        world.sandbox.faults().add(Rule::new(Effect::DelayMs(3000)).operation("PutItem").account(account));
+    }
+    let busy = async {
+        for item in 100..200 {
+            world.put(&format!("k{item:03}"), "new").await;
+        }
+    };
+    let sample = |settle| Request {
+        sample: Some(50.0),
+        segments: Some(40),
+        parallel: 20,
+        settle: Duration::from_secs(settle),
+        ..request("copy")
+    };
+    let (compared, ()) = futures::join!(compare(&world, sample(30)), busy);
+    let (tally, lines) = compared.unwrap();
+    let differing = differences(&lines);
+    assert!(tally.in_flight > 0, "something was on its way: {tally:?}");
+    assert!(!differing.is_empty() && differing.len() < 20, "a part of what is missing: {differing:?}");
+    assert!(differing.iter().all(|(kind, key)| kind == "missing" && key.as_str() < "k020"), "{differing:?}");
+    assert_eq!(tally.remaining(), differing.len() as u64);
+    assert_eq!(tally.compared, tally.equal + tally.in_flight + tally.changing + tally.remaining());
+    world.sandbox.faults().clear();
+    worker.stop().await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

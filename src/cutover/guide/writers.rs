@@ -49,6 +49,10 @@ impl Guide<'_> {
             }
             match attached {
                 Err(CutoverError::Call(failure)) if failure.class == Class::Denied => {
+                    // Somebody else adds it, and says so; what is found of it in the end is taken away all the same.
+                    let mut to = self.standing.clone();
+                    to.denies.remove(&live.name);
+                    self.write(to).await?;
                     return refuse(
                         format!("the policy of {table} may not be changed: {failure}"),
                         format!(
@@ -103,13 +107,6 @@ impl Guide<'_> {
     pub(super) async fn tidy(&mut self) -> Result<(), CutoverError> {
         let live = self.live().clone();
         let (client, table) = (self.client(&live).await, live.arn.to_string());
-        if let Some(id) = self.standing.marker.clone() {
-            let marker = self.marker(id).await?;
-            self.patiently(|| marker.remove(&client, &table)).await?;
-            let mut to = self.standing.clone();
-            (to.marker, to.marker_key) = (None, None);
-            self.write(to).await?;
-        }
         let id = sid(&self.standing.route);
         if self.standing.denies.contains(&live.name) {
             let policy = ResourcePolicy { client: &client, table: &table };
@@ -131,6 +128,14 @@ impl Guide<'_> {
                     self.say(format!("{what} {id} to the policy of {table}, take it out again"));
                 }
             }
+        }
+        // After the statement, which may deny this, too.
+        if let Some(id) = self.standing.marker.clone() {
+            let marker = self.marker(id).await?;
+            self.patiently(|| marker.remove(&client, &table)).await?;
+            let mut to = self.standing.clone();
+            (to.marker, to.marker_key) = (None, None);
+            self.write(to).await?;
         }
         Ok(())
     }

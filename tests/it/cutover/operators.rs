@@ -9,6 +9,8 @@ use shardwalker::cutover::standing::Step;
 use shardwalker::cutover::{CutoverError, Goal, Request};
 use shardwalker::sandbox::faults::{Effect, Rule};
 use shardwalker::strip;
+use shardwalker::verify::record::Record;
+use shardwalker::verify::{self, Prefer, Verify, VerifyError};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -140,5 +142,51 @@ async fn a_backfill_neither_hinders_a_move_unseen_nor_outlives_it() {
     let options = pair.options(false);
     let stripped = Box::pin(strip::strip(pair.config(), wanted, options, CancellationToken::new())).await;
     assert!(stripped.unwrap_err().to_string().contains("is not paused"), "writers may still come back");
+    worker.stop().await.unwrap();
+}
+
+/// A repair that was begun in one turn and is carried out in another: what was right then would undo what writers have
+/// written since.
+#[tokio::test(start_paused = true)]
+async fn a_repair_ends_with_the_turn_in_which_it_began() {
+    let pair = Pair::new();
+    let worker = pair.worker().await;
+    let app = Application::new(&pair);
+    app.write("k", Some("1")).await;
+    app.until_equal().await;
+    let repair = || {
+        let request = verify::Request {
+            repair: true,
+            prefer: Some(Prefer::Member("a".to_owned())),
+            ..crate::verify::request("copy")
+        };
+        let (options, cancel) = (pair.options(false), CancellationToken::new());
+        Box::pin(Verify::build(pair.config(), request, options, Record::nowhere(), cancel))
+    };
+    let (begun, later) = (repair().await.unwrap(), repair().await.unwrap());
+
+    // While the sides are sealed nobody else writes.
+    kill_at(&pair, Goal::Peer, 0, "sealed").await;
+    let refused = repair().await.err().unwrap().to_string();
+    assert!(refused.contains("writers are being moved"), "{refused}");
+    pair.apps[1].put("orders", "stray", "not the source's").await;
+    let ended = Box::pin(begun.run()).await.unwrap_err();
+    assert!(matches!(&ended, VerifyError::Call(failure) if failure.code == "Moved"), "{ended}");
+    assert!(ended.to_string().contains("nothing more is repaired"), "{ended}");
+    assert!(pair.items(1).contains_key("stray"), "it has written nothing");
+    pair.apps[1].delete("orders", "stray").await;
+
+    // Once writers have moved, it would put the old side's item over theirs.
+    assert_eq!(pair.done(Goal::Peer).await.turn, 1);
+    worker.stop().await.unwrap();
+    app.side.set(1);
+    app.write("k", Some("2")).await;
+    let ended = Box::pin(later.run()).await.unwrap_err();
+    assert!(matches!(&ended, VerifyError::Call(failure) if failure.code == "Moved"), "{ended}");
+    assert_eq!((pair.items(0)["k"].as_str(), pair.items(1)["k"].as_str()), ("1", "2"));
+    let refused = repair().await.err().unwrap().to_string();
+    assert!(refused.contains("copy"), "{refused}");
+    let worker = pair.worker().await;
+    app.until_equal().await;
     worker.stop().await.unwrap();
 }

@@ -2,11 +2,14 @@
 
 use super::{Application, Pair, existing, request};
 use crate::operator::Operator;
+use crate::sandbox_support::{n, s};
 use crate::world::{World, eventually};
+use aws_sdk_dynamodb::types::TimeToLiveSpecification;
 use serde_json::{Value, json};
 use shardwalker::config::Config;
 use shardwalker::cutover::standing::Step;
 use shardwalker::cutover::{Goal, Request};
+use shardwalker::sandbox::faults::{Effect, Rule};
 use std::time::Duration;
 
 #[tokio::test(start_paused = true)]
@@ -128,5 +131,107 @@ async fn a_paused_route_and_one_without_a_way_back_are_not_turned() {
     let error = Box::pin(run).await.unwrap_err();
     assert_eq!(error.to_string(), "route copy has no way back: set reversible = true");
     drop(operator);
+    worker.stop().await.unwrap();
+}
+
+/// Turns time to live on or off at a side.
+async fn expire(pair: &Pair, side: usize, on: bool) {
+    let specification =
+        TimeToLiveSpecification::builder().attribute_name("until").enabled(on).build().unwrap();
+    let update = pair.apps[side].db.update_time_to_live().table_name("orders");
+    update.time_to_live_specification(specification).send().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_side_may_have_items_that_expire_by_themselves() {
+    let pair = Pair::new();
+    let worker = pair.worker().await;
+    let app = Application::new(&pair);
+    app.write("k", Some("1")).await;
+    app.until_equal().await;
+    for (side, name) in [(0, "a"), (1, "b")] {
+        expire(&pair, side, true).await;
+        let report = pair.cutover(request(Goal::Peer)).await.unwrap();
+        let refused = report.refused.unwrap();
+        assert_eq!((report.step, pair.step()), (Step::Live, (0, "live".to_owned())), "nothing is begun");
+        assert!(
+            refused.what.contains(&format!("the items of {name} ({}) expire", pair.tables[side])),
+            "{refused:?}"
+        );
+        assert!(refused.remedy.contains("turn time to live off at both sides"), "{refused:?}");
+        expire(&pair, side, false).await;
+    }
+    pair.done(Goal::Peer).await;
+    // The way back asks the same.
+    expire(&pair, 1, true).await;
+    let refused = pair.cutover(request(Goal::Source)).await.unwrap().refused.unwrap();
+    assert!(refused.what.contains("the items of b"), "{refused:?}");
+    worker.stop().await.unwrap();
+}
+
+/// Where the setting may not be looked at, the deletes themselves are found.
+#[tokio::test(start_paused = true)]
+async fn items_that_expire_after_the_last_write_are_found_where_the_setting_is_not_shown() {
+    let pair = Pair::new();
+    let worker = pair.worker().await;
+    let app = Application::new(&pair);
+    app.write("k", Some("1")).await;
+    let soon = pair.sandbox.clock().now_ms() / 1000 + 5;
+    for key in 0..400_u64 {
+        let put = pair.apps[0].db.put_item().table_name("orders").item("id", s(&format!("t{key}")));
+        put.item("value", s("x")).item("until", n(&(soon + key).to_string())).send().await.unwrap();
+    }
+    eventually("both sides hold the same", || pair.items(0).len() == 401 && pair.items(0) == pair.items(1))
+        .await;
+    expire(&pair, 0, true).await;
+    let hidden = Rule::new(Effect::Deny).operation("DescribeTimeToLive");
+    pair.sandbox.faults().add(hidden);
+    let sweeps = async {
+        while !app.stop.get() {
+            pair.sandbox.sweep_ttl().unwrap();
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    };
+    let steps = async {
+        let report = pair.cutover(request(Goal::Peer)).await.unwrap();
+        app.stop.set(true);
+        report
+    };
+    let (report, ()) = futures::join!(steps, sweeps);
+    let refused = report.refused.unwrap();
+    assert!(
+        refused.what.contains("still written to") && refused.remedy.contains("time to live"),
+        "{refused:?}"
+    );
+    assert_eq!((report.turn, report.step), (0, Step::Stopping));
+    // Called off, nothing of it is left.
+    pair.done(Goal::Source).await;
+    assert_eq!(pair.statements(0).await.len(), 1);
+    eventually("the deletes arrive", || pair.items(0) == pair.items(1)).await;
+    worker.stop().await.unwrap();
+}
+
+/// The statement is made for somebody else than whoever runs the command.
+#[tokio::test(start_paused = true)]
+async fn a_marker_that_our_own_statement_denies_is_said_and_can_be_undone() {
+    let pair = Pair::new();
+    let worker = pair.worker().await;
+    let app = Application::new(&pair);
+    app.write("k", Some("1")).await;
+    app.until_equal().await;
+    let others = vec!["arn:aws:iam::111111111111:role/others".to_owned()];
+    let report = pair.cutover(Request { principals: others, ..request(Goal::Peer) }).await.unwrap();
+    let refused = report.refused.unwrap();
+    assert_eq!((report.turn, report.step), (0, Step::Draining));
+    assert!(refused.what.contains("the marker may not be written"), "{refused:?}");
+    assert!(refused.remedy.contains("--undo") && refused.remedy.contains("--principal"), "{refused:?}");
+    // Neither does saying it again help, nor is anything of it left once it is called off.
+    assert!(pair.cutover(request(Goal::Peer)).await.unwrap().refused.is_some());
+    assert_eq!(pair.done(Goal::Source).await.turn, 0);
+    assert_eq!(pair.statements(0).await, existing(&pair.tables[0])["Statement"].as_array().unwrap().clone());
+    app.write("k", Some("2")).await;
+    assert_eq!(app.refused.get(), 0, "writers may write again");
+    app.until_equal().await;
+    assert_eq!(pair.done(Goal::Peer).await.turn, 1);
     worker.stop().await.unwrap();
 }
