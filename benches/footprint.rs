@@ -23,7 +23,6 @@ mod stage;
 #[allow(dead_code, reason = "the benchmarks share it, and each uses a part")]
 #[path = "support/tap.rs"]
 mod tap;
-#[expect(dead_code, reason = "the benchmarks share it, and each uses a part")]
 #[path = "support/usage.rs"]
 mod usage;
 
