@@ -293,7 +293,8 @@ impl Feeds {
         ids
     }
 
-    fn give(&self, room: Room, page: &Arc<Page>) {
+    /// Gives a page to one lane alone.
+    pub(super) fn give(&self, room: Room, page: &Arc<Page>) {
         let Room { id, slot, mut memory } = room;
         memory.shrink(cost(page));
         if let (Some(feed), Some(last)) = (self.lock().feeds.get_mut(&id), page.changes.last()) {

@@ -50,6 +50,8 @@ struct Hand {
     suspect: bool,
     /// It was so at the beginning.
     suspected: bool,
+    /// Records are missing before the next page.
+    jumped: bool,
 }
 
 /// A run of empty pages.
@@ -167,7 +169,7 @@ impl Reading<'_> {
             place,
         );
         let pauses = Pauses::new(Policy::FOREVER, self.route.jitter.clone());
-        Hand { lane, reader, pauses, last: created, after, suspect, suspected: suspect }
+        Hand { lane, reader, pauses, last: created, after, suspect, suspected: suspect, jumped: false }
     }
 
     /// Reads one page and hands it out: to `room`, and to others on the same side. Boxed, because a call is large and
@@ -203,9 +205,11 @@ impl Reading<'_> {
             let page = Arc::new(Page::new(changes));
             hand.last = page.changes.last().map(|change| change.created);
             hand.after = page.changes.last().map(|change| change.sequence.clone());
-            match side {
-                Side::Front => self.feeds.hand_out(&page, room).await,
-                Side::Behind => others = self.feeds.hand_behind(&page, from.as_ref(), room),
+            match (side, std::mem::take(&mut hand.jumped)) {
+                (Side::Front, _) => self.feeds.hand_out(&page, room).await,
+                // Others that are behind may lack records before it, too: each finds its own gap.
+                (Side::Behind, true) => self.feeds.give(room, &page),
+                (Side::Behind, false) => others = self.feeds.hand_behind(&page, from.as_ref(), room),
             }
         }
         if end { Paged::Closed(Closed::Ended) } else { Paged::Read { empty, others } }
@@ -291,6 +295,7 @@ impl Reading<'_> {
         if self.route.on_gap == OnGap::Stop {
             return Some(self.stop("gap", &gap.to_string()));
         }
+        hand.jumped = true;
         gone.then_some(Closed::Ended)
     }
 
