@@ -1,6 +1,6 @@
 //! Conditions of IAM policies: operators, set qualifiers and `…IfExists`.
 //!
-//! Owns what one condition means, given the request's context; what its patterns match is [`super::pattern`]'s business. Context keys are lower-case here; a key that
+//! Owns what one condition means, given the request's context; what its patterns match is `pattern`'s business. Context keys are lower-case here; a key that
 //! the request does not have is `None`, which is not the same as an empty list.
 
 use super::pattern::Pattern;
