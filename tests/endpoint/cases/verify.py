@@ -4,9 +4,10 @@ import json
 
 import accounts
 import compare
+from endpoints import FROM_A_TIME
 
 NAME = "verify"
-NEEDS = ()
+NEEDS = (FROM_A_TIME,)
 
 ITEMS = 300
 CATCH_UP_LIMIT = 60
