@@ -34,7 +34,7 @@ use shardwalker::task::Tasks;
 use std::path::Path;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
-use usage::{Stopwatch, Took, megabytes};
+use usage::{Stopwatch, Took, megabytes, spread};
 
 #[derive(Parser)]
 struct Arguments {
@@ -125,14 +125,10 @@ async fn measure(case: &Case, arguments: &Arguments) -> anyhow::Result<Value> {
         let before = bare(endpoint.options(), arguments.records).await?;
         let path = path(case, endpoint.options(), arguments.records).await?;
         let after = bare(endpoint.options(), arguments.records).await?;
-        let bare = Took { wall: (before.wall + after.wall) / 2, cpu: (before.cpu + after.cpu) / 2 };
+        let bare = Took::between(before, after);
         rounds.push((bare, path));
     }
-    let median_of = |value: &dyn Fn(&(Took, Took)) -> f64| {
-        let mut values: Vec<f64> = rounds.iter().map(value).collect();
-        values.sort_by(f64::total_cmp);
-        (values[values.len() / 2], values[0], values[values.len() - 1])
-    };
+    let median_of = |value: &dyn Fn(&(Took, Took)) -> f64| spread(&rounds, value);
     let count = arguments.records as f64;
     let (bare_rate, ..) = median_of(&|(bare, _)| count / bare.wall.as_secs_f64());
     let (path_rate, ..) = median_of(&|(_, path)| count / path.wall.as_secs_f64());

@@ -47,7 +47,7 @@ use std::time::Duration;
 use tap::watched;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
-use usage::{Stopwatch, Took};
+use usage::{Stopwatch, Took, spread};
 use worlds::{SHARDS, Work, World};
 
 #[derive(Parser)]
@@ -152,14 +152,10 @@ async fn measure(case: &Case, arguments: &Arguments) -> anyhow::Result<Value> {
         let path = path(prepare(&world, work, &counted).await?, work, &counted).await?;
         ensure!(counted.shape()? == bare_shape, "the loop and the path do not send the same: {bare_shape}");
         let after = bare(prepare(&world, work, &counted).await?, work, &items, &counted).await?;
-        let bare = Took { wall: (before.wall + after.wall) / 2, cpu: (before.cpu + after.cpu) / 2 };
+        let bare = Took::between(before, after);
         rounds.push((bare, path));
     }
-    let median_of = |value: &dyn Fn(&(Took, Took)) -> f64| {
-        let mut values: Vec<f64> = rounds.iter().map(value).collect();
-        values.sort_by(f64::total_cmp);
-        (values[values.len() / 2], values[0], values[values.len() - 1])
-    };
+    let median_of = |value: &dyn Fn(&(Took, Took)) -> f64| spread(&rounds, value);
     let count = puts as f64;
     let (bare_rate, ..) = median_of(&|(bare, _)| count / bare.wall.as_secs_f64());
     let (path_rate, ..) = median_of(&|(_, path)| count / path.wall.as_secs_f64());

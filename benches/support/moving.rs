@@ -5,7 +5,7 @@ use super::canned::canned;
 use super::settings;
 use super::stage::Stage;
 use super::tap::delayed;
-use super::usage::{Stopwatch, Took};
+use super::usage::{Stopwatch, Took, spread};
 use anyhow::ensure;
 use serde_json::{Value, json};
 use shardwalker::backfill::{Backfill, Ended, Request};
@@ -124,30 +124,25 @@ impl Figures {
     }
 
     pub(crate) fn round(&mut self, before: Took, ours: Took, after: Took) {
-        let bare = Took { wall: (before.wall + after.wall) / 2, cpu: (before.cpu + after.cpu) / 2 };
+        let bare = Took::between(before, after);
         self.rounds.push((bare, ours));
     }
 
     /// The medians, and the range of the ratio.
     pub(crate) fn told(&self) -> Value {
-        let sorted = |value: &dyn Fn(&(Took, Took)) -> f64| {
-            let mut values: Vec<f64> = self.rounds.iter().map(value).collect();
-            values.sort_by(f64::total_cmp);
-            values
-        };
-        let median = |values: Vec<f64>| values.get(values.len() / 2).copied().unwrap_or_default();
+        let of = |value: &dyn Fn(&(Took, Took)) -> f64| spread(&self.rounds, value);
         let items = self.items as f64;
-        let ratios = sorted(&|(bare, ours)| bare.wall.as_secs_f64() / ours.wall.as_secs_f64());
+        let (ratio, lowest, highest) = of(&|(bare, ours)| bare.wall.as_secs_f64() / ours.wall.as_secs_f64());
         json!({
             "what": self.what,
             "items": self.items,
             "rounds": self.rounds.len(),
-            "bare_items_per_second": median(sorted(&|(bare, _)| items / bare.wall.as_secs_f64())).round(),
-            "items_per_second": median(sorted(&|(_, ours)| items / ours.wall.as_secs_f64())).round(),
-            "ratio": median(ratios.clone()),
-            "lowest_ratio": ratios.first(),
-            "highest_ratio": ratios.last(),
-            "cpu_ratio": median(sorted(&|(bare, ours)| bare.cpu.as_secs_f64() / ours.cpu.as_secs_f64())),
+            "bare_items_per_second": of(&|(bare, _)| items / bare.wall.as_secs_f64()).0.round(),
+            "items_per_second": of(&|(_, ours)| items / ours.wall.as_secs_f64()).0.round(),
+            "ratio": ratio,
+            "lowest_ratio": lowest,
+            "highest_ratio": highest,
+            "cpu_ratio": of(&|(bare, ours)| bare.cpu.as_secs_f64() / ours.cpu.as_secs_f64()).0,
         })
     }
 }

@@ -12,6 +12,21 @@ pub(crate) struct Took {
     pub(crate) cpu: Duration,
 }
 
+impl Took {
+    /// What is between two runs: what one in their midst would have taken.
+    pub(crate) fn between(before: Self, after: Self) -> Self {
+        Self { wall: (before.wall + after.wall) / 2, cpu: (before.cpu + after.cpu) / 2 }
+    }
+}
+
+/// Median, least and most of a figure of some rounds; of none, nothing.
+pub(crate) fn spread(rounds: &[(Took, Took)], value: &dyn Fn(&(Took, Took)) -> f64) -> (f64, f64, f64) {
+    let mut values: Vec<f64> = rounds.iter().map(value).collect();
+    values.sort_by(f64::total_cmp);
+    let at = |index: usize| values.get(index).copied().unwrap_or_default();
+    (at(values.len() / 2), at(0), at(values.len().saturating_sub(1)))
+}
+
 /// Measures a run.
 pub(crate) struct Stopwatch {
     begun: Instant,
