@@ -224,8 +224,12 @@ impl Group {
         let route = |index: &usize| place.starts_with(&format!("lease#g/s{index}#"));
         let Some(member) = (0..self.members.len()).find(route) else { return };
         let mut checkpoints = std::mem::take(&mut self.checkpoints);
-        let wrong =
-            checkpoints.judge(&self.members[member].stream, lease, |peer, record| self.fate(peer, record));
+        let wrong = checkpoints.judge(
+            &self.members[member].stream,
+            lease,
+            |peer, record| self.fate(peer, record),
+            |_, record| record.version,
+        );
         self.checkpoints = checkpoints;
         wrong.iter().for_each(|wrong| self.court.fail(wrong));
     }

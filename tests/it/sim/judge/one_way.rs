@@ -1,7 +1,7 @@
 //! The judge of one-way routes: each has a source of its own, and nobody else writes to its peers.
 
 use super::files::{LAKE, files_differ};
-use super::stream::{Checkpoints, Record, Stream, Wrote};
+use super::stream::{Checkpoints, Record, Stream, Wrote, one_version};
 use super::{Court, Judge, Request, STAMP, show, stamp_of};
 use crate::sim::plan::Act;
 use serde_json::{Value, json};
@@ -28,6 +28,11 @@ struct Source {
 }
 
 impl Source {
+    /// The lowest version by which a peer may know the record of this version of a key.
+    fn least(&self, key: &str, version: Version, peer: &str) -> Version {
+        if self.may_have_gaps { self.stream.least(key, version, peer) } else { version }
+    }
+
     /// Whether the record of this version of a key was lost for a peer.
     fn lost(&self, key: &str, version: Version, peer: &str) -> bool {
         let mut records = self.stream.shards.values().flat_map(|shard| &shard.records);
@@ -59,23 +64,25 @@ struct At {
 }
 
 impl At {
-    fn fate(&self, record: &Record) -> Fate {
-        let reached = |mark: Option<Version>| mark.is_some_and(|mark| mark >= record.version);
+    /// What became of a record that has at least this version here.
+    fn fate(&self, record: &Record, least: Version) -> Fate {
+        let reached = |mark: Option<Version>| mark.is_some_and(|mark| mark >= least);
         let put = record.wrote == Wrote::Put;
         match put {
             _ if self.letters.contains(&record.sequence) => Fate::Dead,
             true if reached(self.highest) => Fate::Applied,
             true if reached(self.tombstone) => Fate::Superseded,
             false if reached(self.deleted) => Fate::Applied,
-            false if self.highest.is_some_and(|highest| highest > record.version) => Fate::Superseded,
+            false if self.highest.is_some_and(|highest| highest > least) => Fate::Superseded,
             _ => Fate::Open,
         }
     }
 }
 
 impl Peer {
-    fn fate(&self, record: &Record) -> Fate {
-        let fate = self.keys.get(&record.key).cloned().unwrap_or_default().fate(record);
+    fn fate(&self, record: &Record, source: &Source) -> Fate {
+        let least = source.least(&record.key, record.version, &self.name);
+        let fate = self.keys.get(&record.key).cloned().unwrap_or_default().fate(record, least);
         if fate == Fate::Open && record.lost.contains(&self.name) { Fate::Lost } else { fate }
     }
 }
@@ -162,7 +169,8 @@ impl OneWay {
             let record = number.and_then(|number| source.versions.get(&number).copied());
             match (record, new) {
                 (Some(record), Some(new)) => {
-                    self.court.rule(&about, invariants::one_version_per_record(record, new));
+                    let least = source.least(&key, record, &self.peers[peer].name);
+                    self.court.rule(&about, one_version(record, least, new));
                 }
                 _ => self.court.fail(&format!("{about}: no stamp, or content that nobody wrote")),
             }
@@ -208,18 +216,20 @@ impl OneWay {
     fn checkpoint(&mut self, lease: &Value) {
         let known = self.peers.iter().find(|peer| lease["peers"]["M"].get(&peer.name).is_some());
         let Some(route) = known.map(|peer| peer.route) else { return };
+        let source = &self.sources[route];
+        let least = |name: &str, record: &Record| source.least(&record.key, record.version, name);
         let fate = |name: &str, record: &Record| {
             if name == LAKE {
                 // What is in its files is seen in the end.
                 return Fate::Applied;
             }
             let peer = self.peers.iter().find(|peer| peer.name == name);
-            match peer.map_or(Fate::Open, |peer| peer.fate(record)) {
+            match peer.map_or(Fate::Open, |peer| peer.fate(record, source)) {
                 Fate::Lost if self.stops && !record.early => Fate::Open,
                 fate => fate,
             }
         };
-        let wrong = self.checkpoints.judge(&self.sources[route].stream, lease, fate);
+        let wrong = self.checkpoints.judge(&source.stream, lease, fate, least);
         wrong.iter().for_each(|wrong| self.court.fail(wrong));
     }
 
@@ -235,8 +245,9 @@ impl OneWay {
         let gaps = self.gaps(route);
         let mut silent = Vec::new();
         for peer in self.peers.iter().filter(|peer| peer.route == route) {
-            for (shard, known) in &self.sources[route].stream.shards {
-                let stream = &self.sources[route].stream;
+            let source = &self.sources[route];
+            let stream = &source.stream;
+            for (shard, known) in &stream.shards {
                 let of =
                     |gap: &&Value| gap["shard"]["S"].as_str().is_some_and(|at| stream.leads_to(shard, at));
                 let tells = |gap: &Value| {
@@ -244,7 +255,7 @@ impl OneWay {
                     peers.is_some_and(|peers| peers.iter().any(|name| *name == peer.name.as_str()))
                 };
                 let kept = gaps.iter().filter(of).any(tells);
-                let lost = |record: &&Record| !record.early && peer.fate(record) == Fate::Lost;
+                let lost = |record: &&Record| !record.early && peer.fate(record, source) == Fate::Lost;
                 let lost = known.records.iter().filter(|_| !kept).find(lost);
                 silent.extend(lost.map(|record| {
                     format!("{} of {shard} was lost for {}, and no gap says so", record.sequence, peer.name)
@@ -276,6 +287,10 @@ impl OneWay {
                 let stamp = stamp.flatten();
                 let version = stamp.map(|stamp| stamp.version);
                 let name = &peer.name;
+                let fewer = |found: Version| {
+                    last.is_some_and(|last| source.least(key, last, name) <= found && found < last)
+                };
+                let last = version.filter(|found| fewer(*found)).or(last);
                 if let Err(violation) = invariants::no_lost_update(last, version) {
                     differences.push(format!("{violation} ({key} at {name})"));
                 } else if item.as_ref() != source.items.get(key) {

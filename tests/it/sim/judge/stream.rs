@@ -30,6 +30,8 @@ pub(super) struct Record {
     pub(super) version: Version,
     pub(super) wrote: Wrote,
     pub(super) created_ms: u64,
+    /// The same, as the stream told it.
+    told: Hlc,
     /// The peers that do not get it from the stream any more, as far as the leases say: those that had not done it when
     /// it was trimmed.
     pub(super) lost: BTreeSet<String>,
@@ -107,11 +109,31 @@ impl Stream {
             version,
             wrote,
             created_ms,
+            told: created,
             lost: BTreeSet::new(),
             early: false,
         };
         self.shards.get_mut(&shard)?.records.push(record.clone());
         Some((shard, record))
+    }
+
+    /// The lowest version by which a peer may know a record of a key. It counts the records of a second: without those
+    /// that it lost, it counts fewer.
+    pub(super) fn least(&self, key: &str, version: Version, peer: &str) -> Version {
+        let is_it = |record: &Record| record.key == key && record.version == version;
+        let mut shards = self.shards.iter();
+        let found = shards.find_map(|(id, shard)| Some((id, shard.records.iter().position(is_it)? + 1)));
+        let without = |(shard, records): (&String, usize)| self.without_lost(shard, records, peer);
+        Version::new(found.map_or(version.hlc, without), version.member)
+    }
+
+    /// The clock after so many records of a shard, of a peer that reads none of those that it lost.
+    fn without_lost(&self, shard: &str, records: usize, peer: &str) -> Hlc {
+        let Some(known) = self.shards.get(shard) else { return Hlc::ZERO };
+        let before = known.parent.as_deref().map(|parent| self.without_lost(parent, usize::MAX, peer));
+        let read = known.records.iter().take(records).enumerate();
+        let read = read.filter(|(at, record)| at + 1 == records || !record.lost.contains(peer));
+        read.fold(before.unwrap_or(Hlc::ZERO), |clock, (_, record)| clock.next().max(record.told))
     }
 
     /// What was written to a shard; nothing when no write was seen since it was opened.
@@ -142,6 +164,12 @@ impl Stream {
     }
 }
 
+/// Judges the version by which a peer knows a record: the record's, or, after it lost some, at least the lowest.
+pub(super) fn one_version(record: Version, least: Version, written: Version) -> invariants::Verdict {
+    let fewer = written.member == record.member && least <= written && written < record;
+    invariants::one_version_per_record(if fewer { written } else { record }, written)
+}
+
 /// How far a lane is, as its lease says.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Checkpoint {
@@ -166,6 +194,7 @@ impl Checkpoints {
         stream: &Stream,
         lease: &Value,
         fate: impl Fn(&str, &Record) -> Fate,
+        least: impl Fn(&str, &Record) -> Version,
     ) -> Vec<String> {
         let mut wrong = Vec::new();
         let Some(shard) = lease["shard"]["S"].as_str() else { return wrong };
@@ -186,11 +215,11 @@ impl Checkpoints {
             };
             let fates: Vec<_> = records[saved.judged.min(passed)..passed].iter().map(fate).collect();
             let mut verdicts = vec![invariants::frontier_is_contiguous(fates)];
-            let at = records.iter().find(|record| Some(record.sequence) == sequence).map(|r| r.version);
+            let at = records.iter().find(|record| Some(record.sequence) == sequence);
             let hlc = position["hlc"]["S"].as_str().and_then(|text| text.parse::<Hlc>().ok());
-            if let (Some(version), Some(hlc)) = (at, hlc) {
-                let written = Version::new(hlc, version.member);
-                verdicts.push(invariants::one_version_per_record(version, written));
+            if let (Some(record), Some(hlc)) = (at, hlc) {
+                let written = Version::new(hlc, record.version.member);
+                verdicts.push(one_version(record.version, least(name, record), written));
             }
             let violations = verdicts.into_iter().filter_map(Result::err);
             wrong.extend(violations.map(|violation| format!("{violation} ({about})")));
