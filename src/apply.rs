@@ -6,7 +6,8 @@
 
 use crate::change::{Change, Event};
 use crate::config::Images;
-use crate::item::{Item, Key};
+use crate::content::Content;
+use crate::item::Key;
 use crate::shape::{Judged, Shape, Unshaped};
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -64,10 +65,10 @@ impl Rules {
     pub fn item<'i>(
         &self,
         key: &'i Key,
-        content: &'i Item,
-    ) -> Result<(Cow<'i, Key>, Cow<'i, Item>), Unshaped> {
+        content: &'i Content,
+    ) -> Result<(Cow<'i, Key>, Cow<'i, Content>), Unshaped> {
         let Some(shape) = &self.shape else { return Ok((Cow::Borrowed(key), Cow::Borrowed(content))) };
-        shape.item(content).map(|(key, item)| (Cow::Owned(key), Cow::Owned(item)))
+        shape.item(&content.item()).map(|(key, item)| (Cow::Owned(key), Cow::Owned(item.into())))
     }
 }
 

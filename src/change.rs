@@ -3,10 +3,12 @@
 //! Decoding is pure and exact: every attribute type, at any nesting, empty strings and binaries and numbers of 38
 //! digits come out as they went in; what this build does not know is an error, never dropped.
 
-use crate::item::{Item, Key};
-use crate::stream::wire::{Body, Record};
+use crate::content::Content;
+use crate::item::Key;
 use crate::version::Stamp;
-use aws_sdk_dynamodb::types::AttributeValue;
+use crate::view::{Fields, View};
+use crate::wire::{Body, Record};
+use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -64,9 +66,23 @@ pub enum Event {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Image {
     /// The item without the stamp attribute.
-    pub content: Item,
+    pub content: Content,
     /// The stamp, when the attribute held one. What is not a stamp is left out of both fields.
     pub stamp: Option<Stamp>,
+}
+
+impl Image {
+    /// Of an item as it was read; `stamp` is the name of our attribute. With `digest` whoever gets it is likely to ask for
+    /// its digest.
+    #[must_use]
+    pub fn of(mut item: Fields<'_>, stamp: &str, digest: bool) -> Self {
+        let stamp = match item.take(stamp) {
+            Some(View::S(text)) => Stamp::parse(&text),
+            _ => None,
+        };
+        let content = if digest { Content::digested(&item) } else { Content::from(&item) };
+        Self { content, stamp }
+    }
 }
 
 /// One change of a source table.
@@ -121,11 +137,12 @@ pub enum DecodeError {
 }
 
 impl Change {
-    /// Decodes a stream record. `stamp` is the name of the route's stamp attribute.
+    /// Decodes a stream record. `stamp` is the name of the route's stamp attribute. `digests` says that those of new images,
+    /// and of old ones with a stamp, are likely to be asked for.
     ///
     /// # Errors
     /// When a part is missing or of a type this build does not know; see [`DecodeError`].
-    pub fn decode(record: Record, stamp: &str) -> Result<Self, DecodeError> {
+    pub fn decode(record: Record<'_>, stamp: &str, digests: bool) -> Result<Self, DecodeError> {
         let by_ttl = record.user_identity.is_some_and(|by| {
             by.kind.as_deref() == Some("Service")
                 && by.principal_id.as_deref() == Some("dynamodb.amazonaws.com")
@@ -142,31 +159,35 @@ impl Change {
         let text = sequence_number.ok_or_else(|| missing("?", "sequence number"))?;
         let sequence =
             SequenceNumber::parse(&text).ok_or_else(|| missing(&text, "decimal sequence number"))?;
+        let text = &*text;
         let created = created
             .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
             .and_then(|since| UNIX_EPOCH.checked_add(since))
-            .ok_or_else(|| missing(&text, "creation time"))?;
+            .ok_or_else(|| missing(text, "creation time"))?;
         let event = match record.event_name.as_deref() {
             Some("INSERT") => Event::Insert,
             Some("MODIFY") => Event::Modify,
             Some("REMOVE") => Event::Remove,
-            Some(_) => return Err(DecodeError::UnknownEvent { sequence: text }),
-            None => return Err(missing(&text, "event name")),
+            Some(_) => return Err(DecodeError::UnknownEvent { sequence: text.to_owned() }),
+            None => return Err(missing(text, "event name")),
         };
-        let keys = keys.filter(|keys| !keys.0.is_empty()).ok_or_else(|| missing(&text, "keys"))?;
-        let key = Key::new(keys);
-        let old = old_image.map(|item| image(item, stamp));
-        let new = new_image.map(|item| image(item, stamp));
+        let keys = keys.filter(|keys| keys.iter().len() > 0).ok_or_else(|| missing(text, "keys"))?;
+        let key = Key::of(&keys);
+        let old = old_image.map(|item| {
+            let digest = digests && item.get(stamp).is_some();
+            Image::of(item, stamp, digest)
+        });
+        let new = new_image.map(|item| Image::of(item, stamp, digests));
         if event != Event::Remove && new.is_none() {
-            let view = stream_view_type.unwrap_or_else(|| "unknown".to_owned());
-            return Err(DecodeError::NoImage { sequence: text, view });
+            let view = stream_view_type.map_or_else(|| "unknown".to_owned(), Cow::into_owned);
+            return Err(DecodeError::NoImage { sequence: text.to_owned(), view });
         }
         Ok(Self { sequence, created, key, event, old, new, by_ttl, size: 0 }.sized())
     }
 
     /// The change with its size: what the stream says is the encoded one, and the parts are larger once decoded.
     pub(crate) fn sized(self) -> Self {
-        let image = |i: &Option<Image>| i.as_ref().map_or(0, |i| i.content.footprint());
+        let image = |i: &Option<Image>| i.as_ref().map_or(0, |image| image.content.footprint());
         let images = image(&self.old) + image(&self.new);
         let size = size_of::<Self>() + self.key.attributes().footprint() + images;
         Self { size, ..self }
@@ -182,29 +203,21 @@ fn missing(sequence: &str, part: &'static str) -> DecodeError {
     DecodeError::Missing { sequence: sequence.to_owned(), part }
 }
 
-fn image(mut content: Item, stamp: &str) -> Image {
-    let stamp = match content.0.remove(stamp) {
-        Some(AttributeValue::S(text)) => Stamp::parse(&text),
-        _ => None,
-    };
-    Image { content, stamp }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stream::wire::Identity;
+    use crate::wire::Identity;
+    use aws_sdk_dynamodb::types::AttributeValue;
     use base64::Engine as _;
     use base64::engine::general_purpose::STANDARD as BASE64;
     use proptest::prelude::*;
     use serde_json::{Value, json};
-    use std::collections::HashMap;
+    use std::collections::BTreeSet;
 
-    /// Any value as DynamoDB JSON, spelled here and not by the crate.
+    /// Any value as DynamoDB JSON, spelled here and not by the crate; the order of a set's members means nothing.
     fn typed_value() -> impl Strategy<Value = Value> {
         let text = |bytes: Vec<u8>| json!({ "B": BASE64.encode(bytes) });
-        let texts =
-            |sets: Vec<Vec<u8>>| json!({ "BS": sets.iter().map(|b| BASE64.encode(b)).collect::<Vec<_>>() });
+        let texts = |sets: BTreeSet<Vec<u8>>| json!({ "BS": sets.iter().map(|b| BASE64.encode(b)).collect::<Vec<_>>() });
         let bytes = || prop::collection::vec(any::<u8>(), 0..20);
         let leaf = prop_oneof![
             ".{0,20}".prop_map(|v| json!({ "S": v })),
@@ -212,9 +225,9 @@ mod tests {
             bytes().prop_map(text),
             any::<bool>().prop_map(|v| json!({ "BOOL": v })),
             Just(json!({ "NULL": true })),
-            prop::collection::vec(".{1,5}", 1..4).prop_map(|v| json!({ "SS": v })),
-            prop::collection::vec("[1-9][0-9]{0,5}", 1..4).prop_map(|v| json!({ "NS": v })),
-            prop::collection::vec(bytes(), 1..4).prop_map(texts),
+            prop::collection::btree_set(".{1,5}", 1..4).prop_map(|v| json!({ "SS": v })),
+            prop::collection::btree_set("[1-9][0-9]{0,5}", 1..4).prop_map(|v| json!({ "NS": v })),
+            prop::collection::btree_set(bytes(), 1..4).prop_map(texts),
         ];
         leaf.prop_recursive(32, 64, 3, |inner| {
             prop_oneof![
@@ -246,14 +259,18 @@ mod tests {
     }
 
     /// A record as the stream writes it, with `more` in its body.
-    fn record(event: &str, more: Value) -> Record {
+    fn record(event: &str, more: Value) -> String {
         let mut body = json!({
             "SequenceNumber": "111100000000000000000000001",
             "ApproximateCreationDateTime": 1_700_000_000,
             "Keys": { "id": { "S": "k" } },
         });
         body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        serde_json::from_str(&json!({ "eventName": event, "dynamodb": body }).to_string()).unwrap()
+        json!({ "eventName": event, "dynamodb": body }).to_string()
+    }
+
+    fn decode(record: &str, stamp: &str) -> Result<Change, DecodeError> {
+        Change::decode(serde_json::from_str(record).unwrap(), stamp, true)
     }
 
     proptest! {
@@ -262,7 +279,9 @@ mod tests {
             values in prop::collection::btree_map(".{0,8}", typed_value(), 0..6),
         ) {
             let record = record("INSERT", json!({ "NewImage": values }));
-            let content = Change::decode(record, "~stamp~").unwrap().new.unwrap().content;
+            let content = decode(&record, "~stamp~").unwrap().new.unwrap().content;
+            prop_assert_eq!(content.digest(), Content::read(content.text()).unwrap().digest());
+            let content = content.item();
             prop_assert_eq!(content.0.len(), values.len());
             for (name, value) in &values {
                 prop_assert_eq!(&spell(&content.0[name]), value);
@@ -291,16 +310,16 @@ mod tests {
         for level in 0..32 {
             deep = if level % 2 == 0 { json!({ "L": [deep] }) } else { json!({ "M": { "m": deep } }) };
         }
-        let change = Change::decode(record("MODIFY", json!({ "NewImage": { "deep": deep } })), "s").unwrap();
-        assert_eq!(spell(&change.new.unwrap().content.0["deep"]), deep);
+        let change = decode(&record("MODIFY", json!({ "NewImage": { "deep": deep } })), "s").unwrap();
+        assert_eq!(spell(&change.new.unwrap().content.item().0["deep"]), deep);
     }
 
     #[test]
     fn the_stamp_leaves_the_content() {
-        let content = Item(HashMap::from([("id".to_owned(), AttributeValue::S("k".into()))]));
+        let content = Content::read(r#"{"id":{"S":"k"}}"#).unwrap();
         let stamp = Stamp::of(&content, crate::version::Version::default());
         let stamped = json!({ "NewImage": { "id": { "S": "k" }, "sw": { "S": stamp.to_string() } } });
-        let change = Change::decode(record("MODIFY", stamped), "sw").unwrap();
+        let change = decode(&record("MODIFY", stamped), "sw").unwrap();
         assert_eq!(change.stamps().collect::<Vec<_>>(), [stamp]);
         assert_eq!(change.new, Some(Image { content, stamp: Some(stamp) }));
         assert_eq!(change.created, UNIX_EPOCH + Duration::from_secs(1_700_000_000));
@@ -310,9 +329,10 @@ mod tests {
     fn only_the_service_itself_is_ttl() {
         let by = |kind: &str, principal: &str| {
             let identity = Identity { principal_id: Some(principal.into()), kind: Some(kind.into()) };
-            let mut record = record("REMOVE", json!({}));
+            let text = record("REMOVE", json!({}));
+            let mut record: Record<'_> = serde_json::from_str(&text).unwrap();
             record.user_identity = Some(identity);
-            Change::decode(record, "s").unwrap().by_ttl
+            Change::decode(record, "s", true).unwrap().by_ttl
         };
         assert!(by("Service", "dynamodb.amazonaws.com"));
         assert!(!by("Service", "other.amazonaws.com"));
@@ -321,8 +341,8 @@ mod tests {
 
     #[test]
     fn records_that_lack_a_part_are_refused_with_its_name() {
-        let error = |record| Change::decode(record, "s").unwrap_err().to_string();
-        assert_eq!(error(Record::default()), "record ? has no body");
+        let error = |record: String| decode(&record, "s").unwrap_err().to_string();
+        assert_eq!(error("{}".to_owned()), "record ? has no body");
         let no_keys = record("REMOVE", json!({ "Keys": null }));
         assert_eq!(error(no_keys), "record 111100000000000000000000001 has no keys");
         let keys_only = record("INSERT", json!({ "StreamViewType": "KEYS_ONLY" }));
@@ -333,7 +353,7 @@ mod tests {
     #[test]
     fn a_value_of_unknown_type_is_refused_with_its_attribute() {
         let page = r#"{"Records":[{"dynamodb":{"NewImage":{"a":{"S":"x"},"b":{"Z":"1"}}}}]}"#;
-        let why = serde_json::from_str::<crate::stream::wire::Page>(page).unwrap_err().to_string();
+        let why = serde_json::from_str::<crate::wire::Page>(page).unwrap_err().to_string();
         assert!(why.contains("attribute \"b\": unknown variant `Z`"), "{why}");
     }
 }

@@ -9,8 +9,9 @@
 
 use crate::clock::Clock;
 use crate::config::{self, Conflicts};
+use crate::content::Content;
 use crate::failure::{Class, Failure};
-use crate::item::{Item, Key};
+use crate::item::Key;
 use crate::json;
 use crate::state::{EXPIRES, Row, SK, StateTable, get_number, get_text, key, number, text};
 use crate::telemetry::metrics::Metrics;
@@ -60,7 +61,7 @@ pub struct Side<'a> {
     /// Its version.
     pub version: Version,
     /// What it wrote; `None` for a delete.
-    pub item: Option<&'a Item>,
+    pub item: Option<&'a Content>,
 }
 
 /// A write that lost.
@@ -225,7 +226,7 @@ pub struct KeptSide {
 
 impl KeptSide {
     fn of(member: &str, side: Side<'_>) -> Self {
-        let image = side.item.map(json::from_item);
+        let image = side.item.map(|item| json::from_fields(&item.fields()));
         let size = image.as_ref().map_or(0, |image| image.to_string().len());
         Self {
             member: member.to_owned(),

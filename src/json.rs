@@ -1,28 +1,36 @@
 //! DynamoDB JSON: items as text that every tool of the field reads (`{"id": {"S": "a"}}`).
 //!
-//! Exact in both directions: numbers stay text, binaries are base64. Reading is by serde, from any text or value: the
-//! pages of a stream come through here too.
+//! Exact in both directions: numbers stay text, binaries are base64. Items are also written as plain JSON, which loses
+//! types. Reading is by serde, from any text or value ([`view`](crate::view)).
 
 use crate::item::Item;
-use aws_sdk_dynamodb::primitives::Blob;
-use aws_sdk_dynamodb::types::AttributeValue;
+use crate::view::{Fields, View};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
-use serde::de::{self, IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
-use serde_json::{Map, Value, json};
-use std::collections::HashMap;
-use std::fmt;
+use serde_json::{Value, json};
 
 /// A text that is not DynamoDB JSON.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("not DynamoDB JSON: {0}")]
 pub struct BadJson(String);
 
+impl From<serde_json::Error> for BadJson {
+    fn from(error: serde_json::Error) -> Self {
+        Self(error.to_string())
+    }
+}
+
 /// An item as DynamoDB JSON.
 #[must_use]
 pub fn from_item(item: &Item) -> Value {
-    Value::Object(item.0.iter().map(|(name, value)| (name.clone(), from_value(value))).collect())
+    from_fields(&Fields::of(&item.0))
+}
+
+/// Values by name as DynamoDB JSON.
+#[must_use]
+pub fn from_fields(fields: &Fields<'_>) -> Value {
+    Value::Object(fields.iter().map(|(name, value)| (name.to_owned(), from_value(value))).collect())
 }
 
 /// An item out of DynamoDB JSON.
@@ -30,138 +38,182 @@ pub fn from_item(item: &Item) -> Value {
 /// # Errors
 /// When the value is not an object of typed values; says which attribute.
 pub fn to_item(value: &Value) -> Result<Item, BadJson> {
-    Item::deserialize(value).map_err(|error| BadJson(error.to_string()))
+    Ok(Item::deserialize(value)?)
 }
 
-fn from_value(value: &AttributeValue) -> Value {
-    let base64 = |bytes: &Blob| BASE64.encode(bytes.as_ref());
+fn from_value(value: &View<'_>) -> Value {
     match value {
-        AttributeValue::S(text) => json!({ "S": text }),
-        AttributeValue::N(number) => json!({ "N": number }),
-        AttributeValue::B(bytes) => json!({ "B": base64(bytes) }),
-        AttributeValue::Bool(flag) => json!({ "BOOL": flag }),
-        AttributeValue::Null(flag) => json!({ "NULL": flag }),
-        AttributeValue::Ss(set) => json!({ "SS": set }),
-        AttributeValue::Ns(set) => json!({ "NS": set }),
-        AttributeValue::Bs(set) => json!({ "BS": set.iter().map(base64).collect::<Vec<_>>() }),
-        AttributeValue::L(list) => json!({ "L": list.iter().map(from_value).collect::<Vec<_>>() }),
-        AttributeValue::M(map) => {
-            let map: Map<_, _> = map.iter().map(|(name, value)| (name.clone(), from_value(value))).collect();
-            json!({ "M": map })
-        }
-        // Decoding refuses values of unknown type.
-        _ => Value::Null,
+        View::S(text) => json!({ "S": text }),
+        View::N(digits) => json!({ "N": digits }),
+        View::B(bytes) => json!({ "B": BASE64.encode(bytes) }),
+        View::Bool(flag) => json!({ "BOOL": flag }),
+        View::Null(flag) => json!({ "NULL": flag }),
+        View::Ss(set) => json!({ "SS": set }),
+        View::Ns(set) => json!({ "NS": set }),
+        View::Bs(set) => json!({ "BS": set.iter().map(|bytes| BASE64.encode(bytes)).collect::<Vec<_>>() }),
+        View::L(list) => json!({ "L": list.iter().map(from_value).collect::<Vec<_>>() }),
+        View::M(fields) => json!({ "M": from_fields(fields) }),
+        View::Unknown => json!({ "NULL": false }),
     }
 }
 
 impl<'de> Deserialize<'de> for Item {
     fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        from.deserialize_map(ItemVisitor)
+        Fields::deserialize(from).map(|fields| fields.to_item())
     }
 }
 
-struct ItemVisitor;
+/// How items are spelled as text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Spelling {
+    /// As plain JSON: numbers are numbers, sets are lists, binaries are base64. Types are lost.
+    Plain,
+    /// As DynamoDB JSON: exact.
+    Typed,
+}
 
-impl<'de> Visitor<'de> for ItemVisitor {
-    type Value = Item;
+/// Appends values by name as an object. Names are sorted, and so are sets: the same bytes for the same item.
+pub fn write_fields(fields: &Fields<'_>, spelling: Spelling, out: &mut Vec<u8>) {
+    write_entries(fields.iter(), spelling, out);
+}
 
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("an object of typed values")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Item, A::Error> {
-        // JSON does not say how many there are, and growing step by step costs more than some empty room.
-        let mut item = HashMap::with_capacity(map.size_hint().unwrap_or(12));
-        while let Some(name) = map.next_key::<String>()? {
-            match map.next_value::<Typed>() {
-                Ok(Typed(value)) => item.insert(name, value),
-                Err(error) => return Err(de::Error::custom(format_args!("attribute {name:?}: {error}"))),
-            };
+/// Appends entries as an object, in their order.
+pub fn write_entries<'e, 'v: 'e>(
+    entries: impl Iterator<Item = (&'e str, &'e View<'v>)>,
+    spelling: Spelling,
+    out: &mut Vec<u8>,
+) {
+    out.push(b'{');
+    for (index, (name, value)) in entries.enumerate() {
+        if index > 0 {
+            out.push(b',');
         }
-        Ok(Item(item))
+        write_text(name, out);
+        out.push(b':');
+        write_value(value, spelling, out);
     }
+    out.push(b'}');
 }
 
-/// A value with its type: `{"S": "a"}`.
-struct Typed(AttributeValue);
-
-/// The types of DynamoDB.
-#[derive(Deserialize)]
-#[expect(clippy::upper_case_acronyms, reason = "as DynamoDB names them")]
-enum Kind {
-    S,
-    N,
-    B,
-    BOOL,
-    NULL,
-    SS,
-    NS,
-    BS,
-    L,
-    M,
-}
-
-impl<'de> Deserialize<'de> for Typed {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        from.deserialize_map(TypedVisitor)
-    }
-}
-
-struct TypedVisitor;
-
-impl<'de> Visitor<'de> for TypedVisitor {
-    type Value = Typed;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a value with its type, such as {\"S\": \"text\"}")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Typed, A::Error> {
-        let kind = map.next_key()?.ok_or_else(|| de::Error::custom("a value without a type"))?;
-        let value = match kind {
-            Kind::S => AttributeValue::S(map.next_value()?),
-            Kind::N => AttributeValue::N(map.next_value()?),
-            Kind::B => AttributeValue::B(map.next_value::<Bytes>()?.0),
-            Kind::BOOL => AttributeValue::Bool(map.next_value()?),
-            Kind::NULL => AttributeValue::Null(map.next_value()?),
-            Kind::SS => AttributeValue::Ss(map.next_value()?),
-            Kind::NS => AttributeValue::Ns(map.next_value()?),
-            Kind::BS => {
-                AttributeValue::Bs(map.next_value::<Vec<Bytes>>()?.into_iter().map(|b| b.0).collect())
-            }
-            Kind::L => AttributeValue::L(map.next_value::<Vec<Typed>>()?.into_iter().map(|v| v.0).collect()),
-            Kind::M => AttributeValue::M(map.next_value::<Item>()?.0),
-        };
-        match map.next_key::<IgnoredAny>()? {
-            None => Ok(Typed(value)),
-            Some(_) => Err(de::Error::custom("a value of two types")),
+/// Appends a value.
+pub fn write_value(value: &View<'_>, spelling: Spelling, out: &mut Vec<u8>) {
+    match spelling {
+        Spelling::Plain => write_inner(value, spelling, out),
+        Spelling::Typed => {
+            out.extend_from_slice(b"{\"");
+            out.extend_from_slice(kind(value).as_bytes());
+            out.extend_from_slice(b"\":");
+            write_inner(value, spelling, out);
+            out.push(b'}');
         }
     }
 }
 
-struct Bytes(Blob);
-
-impl<'de> Deserialize<'de> for Bytes {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        struct Base64;
-        impl Visitor<'_> for Base64 {
-            type Value = Bytes;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("base64")
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Bytes, E> {
-                BASE64.decode(text).map(|bytes| Bytes(Blob::new(bytes))).map_err(E::custom)
-            }
-        }
-        from.deserialize_str(Base64)
+fn kind(value: &View<'_>) -> &'static str {
+    match value {
+        View::S(_) => "S",
+        View::N(_) => "N",
+        View::B(_) => "B",
+        View::Bool(_) => "BOOL",
+        View::Ss(_) => "SS",
+        View::Ns(_) => "NS",
+        View::Bs(_) => "BS",
+        View::L(_) => "L",
+        View::M(_) => "M",
+        View::Null(_) | View::Unknown => "NULL",
     }
+}
+
+fn write_inner(value: &View<'_>, spelling: Spelling, out: &mut Vec<u8>) {
+    let plain = spelling == Spelling::Plain;
+    match value {
+        View::S(text) => write_text(text, out),
+        View::N(digits) => write_number(digits, plain, out),
+        View::B(bytes) => write_bytes(bytes, out),
+        View::Bool(flag) => out.extend_from_slice(if *flag { b"true" } else { b"false" }),
+        View::Ss(set) => write_list(sorted(set), out, |text, out| write_text(text, out)),
+        View::Ns(set) => write_list(sorted(set), out, |digits, out| write_number(digits, plain, out)),
+        View::Bs(set) => write_list(sorted(set), out, |bytes, out| write_bytes(bytes, out)),
+        View::L(values) => write_list(values, out, |value, out| write_value(value, spelling, out)),
+        View::M(fields) => write_fields(fields, spelling, out),
+        View::Null(_) | View::Unknown if plain => out.extend_from_slice(b"null"),
+        View::Null(true) => out.extend_from_slice(b"true"),
+        // DynamoDB refuses it.
+        View::Null(false) | View::Unknown => out.extend_from_slice(b"false"),
+    }
+}
+
+fn sorted<T: Ord>(set: &[T]) -> Vec<&T> {
+    let mut set: Vec<&T> = set.iter().collect();
+    set.sort_unstable();
+    set
+}
+
+/// Appends values as a list.
+pub fn write_list<T>(
+    values: impl IntoIterator<Item = T>,
+    out: &mut Vec<u8>,
+    mut each: impl FnMut(T, &mut Vec<u8>),
+) {
+    out.push(b'[');
+    for (index, value) in values.into_iter().enumerate() {
+        if index > 0 {
+            out.push(b',');
+        }
+        each(value, out);
+    }
+    out.push(b']');
+}
+
+fn write_number(digits: &str, plain: bool, out: &mut Vec<u8>) {
+    if plain && is_json_number(digits) {
+        out.extend_from_slice(digits.as_bytes());
+    } else {
+        write_text(digits, out);
+    }
+}
+
+fn write_bytes(bytes: &[u8], out: &mut Vec<u8>) {
+    out.push(b'"');
+    out.extend_from_slice(BASE64.encode(bytes).as_bytes());
+    out.push(b'"');
+}
+
+/// Appends a text in quotes.
+pub fn write_text(text: &str, out: &mut Vec<u8>) {
+    // Most texts stand as they are; all bytes are looked at together.
+    let escaped = |byte: u8| byte < 0x20 || byte == b'"' || byte == b'\\';
+    if !text.bytes().fold(false, |any, byte| any | escaped(byte)) {
+        out.push(b'"');
+        out.extend_from_slice(text.as_bytes());
+        out.push(b'"');
+        return;
+    }
+    let before = out.len();
+    // A string into memory cannot fail; an empty one would be no JSON.
+    if serde_json::to_writer(&mut *out, text).is_err() {
+        out.truncate(before);
+        out.extend_from_slice(b"\"\"");
+    }
+}
+
+/// Whether a number may stand in JSON as DynamoDB wrote it.
+fn is_json_number(digits: &str) -> bool {
+    let rest = digits.strip_prefix('-').unwrap_or(digits);
+    let (mantissa, exponent) = rest.split_once(['e', 'E']).unwrap_or((rest, "0"));
+    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, "0"));
+    let all = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let no_zero_in_front = whole == "0" || !whole.starts_with('0');
+    all(whole)
+        && no_zero_in_front
+        && all(fraction)
+        && all(exponent.strip_prefix(['+', '-']).unwrap_or(exponent))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn all_ten_types_survive() {
@@ -180,5 +232,58 @@ mod tests {
             assert!(why.starts_with("not DynamoDB JSON: attribute \"a\": "), "{why}");
         }
         assert!(to_item(&json!([])).is_err());
+    }
+
+    fn all_types() -> Value {
+        json!({
+            "s": { "S": "a\"\n\u{1F600}" }, "n": { "N": "12345678901234567890123456789012345678" },
+            "b": { "B": "AP8=" }, "t": { "BOOL": true }, "z": { "NULL": true }, "ss": { "SS": ["b", "a"] },
+            "ns": { "NS": ["2", "1E+2"] }, "bs": { "BS": ["BA==", "AQ=="] },
+            "l": { "L": [{ "M": { "x": { "L": [] } } }] }, "m": { "M": {} }
+        })
+    }
+
+    fn spelled(spelling: Spelling) -> String {
+        let mut out = Vec::new();
+        let item = to_item(&all_types()).unwrap();
+        write_fields(&Fields::of(&item.0), spelling, &mut out);
+        String::from_utf8(out).unwrap()
+    }
+
+    proptest! {
+        #[test]
+        fn a_text_is_written_as_serde_writes_it(text in any::<String>()) {
+            let mut out = Vec::new();
+            write_text(&text, &mut out);
+            prop_assert_eq!(String::from_utf8(out).unwrap(), serde_json::to_string(&text).unwrap());
+        }
+    }
+
+    #[test]
+    fn typed_items_are_what_they_were() {
+        let read: Value = serde_json::from_str(&spelled(Spelling::Typed)).unwrap();
+        let mut expected = all_types();
+        expected["ss"]["SS"] = json!(["a", "b"]);
+        expected["ns"]["NS"] = json!(["1E+2", "2"]);
+        expected["bs"]["BS"] = json!(["AQ==", "BA=="]);
+        assert_eq!(read, expected);
+    }
+
+    #[test]
+    fn plain_items_keep_every_digit() {
+        assert_eq!(
+            spelled(Spelling::Plain),
+            r#"{"b":"AP8=","bs":["AQ==","BA=="],"l":[{"x":[]}],"m":{},"n":12345678901234567890123456789012345678,"ns":[1E+2,2],"s":"a\"\n😀","ss":["a","b"],"t":true,"z":null}"#
+        );
+    }
+
+    #[test]
+    fn only_what_json_reads_stands_as_a_number() {
+        for good in ["0", "-1.50", "1E-130", "0.1"] {
+            assert!(is_json_number(good) && serde_json::from_str::<Value>(good).is_ok(), "{good}");
+        }
+        for bad in ["", "-", ".5", "1.", "01", "1e", "NaN", "+1"] {
+            assert!(!is_json_number(bad), "{bad}");
+        }
     }
 }

@@ -148,6 +148,8 @@ impl Ledger {
 
     /// Reads `id` and what others wait for.
     async fn fly(&self, flight: Flight, id: String) -> Answer {
+        // Those that are just about to come are taken along.
+        tokio::task::yield_now().await;
         let mut passengers: BTreeMap<String, Vec<oneshot::Sender<Told>>> = BTreeMap::new();
         {
             let mut airport = lock(&flight.0);

@@ -13,7 +13,7 @@
 //!
 //! # What the rooms stand on
 //!
-//! [`item`], [`json`] and [`version`] are the data. [`state`] is the table in which everything is remembered;
+//! [`item`], [`content`], [`view`], [`json`] and [`version`] are the data. [`state`] is the table in which everything is remembered;
 //! [`starts`] the time when a route began. [`access`] finds out what is allowed, and names the statement that is
 //! missing. [`aws`] makes the clients, [`failure`] says what an error means, [`retry`] tries again, [`limit`] keeps
 //! to a rate. [`clock`], [`task`] and [`shutdown`] are the only places that touch time, tasks and signals.
@@ -35,6 +35,7 @@ pub mod clock;
 pub mod config;
 pub mod conflicts;
 pub mod connect;
+pub mod content;
 pub mod control;
 pub mod cutover;
 pub mod dead_letters;
@@ -76,7 +77,9 @@ pub mod telemetry;
 mod transact;
 pub mod verify;
 pub mod version;
+pub mod view;
 pub mod walker;
+pub mod wire;
 
 #[cfg(feature = "sandbox")]
 pub mod demo;

@@ -6,8 +6,8 @@
 use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// What a page may take, decoded: GetRecords gives 1 MB at most, and most items take two to four times that in
-/// memory. Where they take more, fewer records are asked for ([`reader`](crate::stream::reader)).
+/// What a page may take, decoded: GetRecords gives 1 MB at most as DynamoDB counts, and items of many small values are several
+/// times that as text. Where they take more, fewer records are asked for ([`reader`](crate::stream::reader)).
 pub const PAGE: usize = 4 << 20;
 
 /// Permits are counted in this many bytes.

@@ -14,7 +14,7 @@ use crate::connect::Connector;
 use crate::control::{Controls, Pause, pauses};
 use crate::cutover::standing::{CUTOVER, Standing, Step};
 use crate::failure::Failure;
-use crate::item::{Item, Key};
+use crate::item::Key;
 use crate::ledger::Ledger;
 use crate::limit::Rate;
 use crate::obeyed;
@@ -23,6 +23,7 @@ use crate::retry::{self, GaveUp, Jitter, Policy};
 use crate::service::Options;
 use crate::state::{Row, StateError, StateTable};
 use crate::telemetry::metrics::Metrics;
+use crate::view::{Fields, View};
 use aws_sdk_dynamodb::types::AttributeValue;
 use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use serde::Serialize;
@@ -124,6 +125,15 @@ struct Stripper {
     cancel: CancellationToken,
 }
 
+/// An item with an attribute of ours.
+struct Found {
+    key: Key,
+    /// The attribute's value.
+    seen: AttributeValue,
+    /// What a write of it costs.
+    units: usize,
+}
+
 /// Takes the stamps off a peer's items.
 ///
 /// # Errors
@@ -217,7 +227,7 @@ impl Stripper {
             if self.cancel.is_cancelled() {
                 return Err(StripError::Stopped);
             }
-            let read = || self.scan.page(segment, after.clone(), PAGE);
+            let read = || self.scan.page(segment, after.clone(), PAGE, |item| self.found(item));
             let policy = Policy::for_at_most(PATIENCE);
             let page = retry::run(policy, &self.jitter, &self.cancel, |_, _| (), read).await?;
             let items = stream::iter(page.items).map(|item| Ok(self.item(item)));
@@ -236,17 +246,23 @@ impl Stripper {
         }
     }
 
-    async fn item(&self, item: Item) -> Result<Stripped, StripError> {
+    /// What is needed of an item; `None` when it has no attribute of ours.
+    fn found(&self, item: Fields<'_>) -> Result<Option<Found>, StripError> {
+        let Some(seen) = item.get(&self.stamp).map(View::to_value) else { return Ok(None) };
+        let key = Key::within(&item, &self.keys).map_err(|name| StripError::NoKey(name.to_owned()))?;
+        Ok(Some(Found { key, seen, units: item.size().div_ceil(WRITE_UNIT) }))
+    }
+
+    async fn item(&self, found: Result<Option<Found>, StripError>) -> Result<Stripped, StripError> {
         let mut one = Stripped { items: 1, ..Stripped::default() };
-        let Some(seen) = item.0.get(&self.stamp) else {
+        let Some(Found { key, seen, units: cost }) = found? else {
             one.without = 1;
             return Ok(one);
         };
-        let key = item.key(&self.keys).map_err(|name| StripError::NoKey(name.to_owned()))?;
         if let Some(units) = &self.units {
-            units.spend(item.size().div_ceil(WRITE_UNIT) as f64).await;
+            units.spend(cost as f64).await;
         }
-        let stripped = self.write(&key, seen).await?;
+        let stripped = self.write(&key, &seen).await?;
         (one.stripped, one.changed) = (u64::from(stripped), u64::from(!stripped));
         Ok(one)
     }

@@ -5,7 +5,8 @@
 //! text sorts as its version does, so that DynamoDB compares versions in a condition on strings:
 //! `stamp < "hlc.member"` is true exactly for the stamps of lower versions.
 
-use crate::item::{Digest, Item};
+use crate::content::Content;
+use crate::item::Digest;
 use std::fmt;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -130,10 +131,10 @@ pub struct Stamp {
 }
 
 impl Stamp {
-    /// The stamp of an item's content as written with `version`. `item` must not hold the stamp attribute.
+    /// The stamp of an item's content as written with `version`.
     #[must_use]
-    pub fn of(item: &Item, version: Version) -> Self {
-        Self { version, mark: Mark::Put, digest: item.digest(None) }
+    pub fn of(content: &Content, version: Version) -> Self {
+        Self { version, mark: Mark::Put, digest: content.digest() }
     }
 
     /// Reads a stamp; `None` for anything that [`fmt::Display`] would not have written.

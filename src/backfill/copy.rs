@@ -7,16 +7,17 @@ use super::counts::{Fate, Fates, Totals};
 use super::mirror::Mirror;
 use crate::change::{Change, Event, Image, SequenceNumber};
 use crate::clock::Clock;
+use crate::content::Content;
 use crate::dead_letters::{self, DeadLetters, Kept, Reason};
 use crate::failure::{Action, Class, Failure};
-use crate::item::{Digest, Item, Key};
+use crate::item::{Digest, Key};
 use crate::limit::Rate;
 use crate::peer::{OnExisting, Peer, Seed, Seeded, StepError};
 use crate::retry::{Jitter, Pauses, Policy};
 use crate::shape::{Shape, Unshaped};
 use crate::telemetry::metrics::Metrics;
 use crate::version::{Hlc, Mark, Stamp, Version};
-use aws_sdk_dynamodb::types::AttributeValue;
+use crate::view::Fields;
 use futures::future::join_all;
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use prometheus::IntCounter;
@@ -81,7 +82,7 @@ pub(super) struct Target {
 /// An item as it is put.
 #[derive(Debug)]
 pub(super) struct Scanned {
-    pub(super) content: Item,
+    pub(super) content: Content,
     pub(super) key: Key,
     /// What the peers and feeds get, when that is something else.
     pub(super) shaped: Option<Shaped>,
@@ -92,7 +93,7 @@ pub(super) struct Scanned {
 }
 
 /// An item's key and content at the peers; none when it is filtered out, and why when it cannot be shaped.
-pub(super) type Shaped = Result<Option<(Key, Item)>, Unshaped>;
+pub(super) type Shaped = Result<Option<(Key, Content)>, Unshaped>;
 
 impl Scanned {
     /// The key at the peers; `None` when nothing is put there.
@@ -118,21 +119,18 @@ pub(super) struct Abandoned;
 
 impl Copier {
     /// An item, sorted; the name of a key attribute that it lacks otherwise.
-    pub(super) fn scanned(&self, mut item: Item) -> Result<Scanned, &str> {
+    pub(super) fn scanned(&self, item: Fields<'_>) -> Result<Scanned, String> {
         let size = item.size();
-        let stamp = match item.0.remove(&self.stamp) {
-            Some(AttributeValue::S(text)) => Stamp::parse(&text),
-            _ => None,
-        };
-        let key = item.key(&self.keys)?;
+        let key = Key::within(&item, &self.keys)?;
+        let Image { content, stamp } = Image::of(item, &self.stamp, !self.targets.is_empty());
         // What is too far ahead is not believed: no streamed change would beat it.
         let ceiling = Hlc::from_millis(self.clock.millis()).plus(self.max_drift);
-        let clean = stamp.filter(|stamp| stamp.version.hlc <= ceiling && stamp.digest == item.digest(None));
+        let clean = stamp.filter(|stamp| stamp.version.hlc <= ceiling && stamp.digest == content.digest());
         let believed = clean.filter(|_| self.mirror.is_none());
         let version = believed.map_or(Version::new(Hlc::ZERO, self.member), |stamp| stamp.version);
         let leaving = clean.is_some_and(|stamp| stamp.mark == Mark::Deleted);
-        let shaped = self.shape.as_ref().map(|shape| shaped(shape, &item));
-        Ok(Scanned { content: item, key, shaped, version, leaving, size })
+        let shaped = self.shape.as_ref().map(|shape| shaped(shape, &content));
+        Ok(Scanned { content, key, shaped, version, leaving, size })
     }
 
     /// Copies items until each is done at every peer.
@@ -145,6 +143,7 @@ impl Copier {
         fence: &CancellationToken,
     ) -> Result<Copied, Abandoned> {
         let (mut copied, mut abandoned) = (Copied::default(), None);
+        let mut counted = vec![Fates::default(); self.targets.len()];
         let places: Vec<Semaphore> = self.targets.iter().map(|_| Semaphore::new(self.in_flight)).collect();
         let (mut rest, mut under_way) = (items.iter(), FuturesUnordered::new());
         loop {
@@ -155,7 +154,7 @@ impl Copier {
             let Some((item, fates)) = under_way.next().await else { break };
             copied.totals.items += 1;
             copied.totals.bytes += item.size as u64;
-            for (target, fate) in self.targets.iter().zip(fates) {
+            for ((target, counted), fate) in self.targets.iter().zip(&mut counted).zip(fates) {
                 let fate = match fate {
                     Ok(fate) => fate,
                     // The others end by themselves: no request is left behind that could take effect later.
@@ -164,21 +163,22 @@ impl Copier {
                         continue;
                     }
                 };
-                let peer = target.peer.name();
-                self.metrics.backfill_items.with_label_values(&[&*self.route, peer, fate.name()]).inc();
-                if !copied.totals.peers.contains_key(peer) {
-                    copied.totals.peers.insert(peer.to_owned(), Fates::default());
-                }
-                if let Some(fates) = copied.totals.peers.get_mut(peer) {
-                    fates.add(fate);
-                }
+                counted.add(fate);
                 if fate == Fate::Seeded(Seeded::Conflict)
                     && copied.conflicts.len() < NAMED
                     && let Some(key) = item.target()
                 {
-                    copied.conflicts.push((peer.to_owned(), key.digest()));
+                    copied.conflicts.push((target.peer.name().to_owned(), key.digest()));
                 }
             }
+        }
+        for (target, fates) in self.targets.iter().zip(counted) {
+            let peer = target.peer.name();
+            for (fate, count) in fates.iter() {
+                let labels = [&*self.route, peer, fate.name()];
+                self.metrics.backfill_items.with_label_values(&labels).inc_by(count);
+            }
+            copied.totals.peers.insert(peer.to_owned(), fates);
         }
         abandoned.map_or(Ok(copied), Err)
     }
@@ -222,10 +222,12 @@ impl Copier {
         places: &[Semaphore],
         fence: &CancellationToken,
     ) -> (&'i Scanned, Vec<Result<Fate, Abandoned>>) {
-        let mut each = Vec::with_capacity(self.targets.len());
-        for (target, places) in self.targets.iter().zip(places) {
-            each.push(self.one(target, item, places, fence));
+        // A future of a request is large: it is not moved about.
+        if let ([target], [places]) = (&*self.targets, places) {
+            return (item, vec![self.one(target, item, places, fence).await]);
         }
+        let each = self.targets.iter().zip(places);
+        let each = each.map(|(target, places)| Box::pin(self.one(target, item, places, fence)));
         (item, join_all(each).await)
     }
 
@@ -249,7 +251,7 @@ impl Copier {
                 return Ok(Fate::Refused);
             }
         };
-        let size = if item.shaped.is_some() { content.size() } else { item.size };
+        let size = if item.shaped.is_some() { content.fields().size() } else { item.size };
         let cost = (size + self.stamp.len() + STAMP).div_ceil(WRITE_UNIT);
         let shaped = self.source.is_some();
         let seed = Seed { content, key, version: item.version, group: self.group, shaped };
@@ -292,7 +294,7 @@ impl Copier {
             }
         };
         match content {
-            Some(content) if content.digest(None) != seen.digest => peer.reshape(&content, seen).await,
+            Some(content) if content.digest() != seen.digest => peer.reshape(&content, seen).await,
             // A change of it is on its way, or the stream has brought it by now.
             _ => Ok(Seeded::Newer),
         }
@@ -426,8 +428,12 @@ impl Copier {
     }
 }
 
-pub(super) fn shaped(shape: &Shape, item: &Item) -> Shaped {
-    if shape.lets_through(item)? { shape.item(item).map(Some) } else { Ok(None) }
+pub(super) fn shaped(shape: &Shape, content: &Content) -> Shaped {
+    let item = content.item();
+    if !shape.lets_through(&item)? {
+        return Ok(None);
+    }
+    shape.item(&item).map(|(key, item)| Some((key, item.into())))
 }
 
 impl Target {

@@ -6,8 +6,9 @@
 //! comes to the peer by the stream, later. Before a lane deletes an item it raises the tombstone of its key; after a creation
 //! that is read. Whichever of the two comes second sees the other.
 
+use crate::content::Content;
 use crate::failure::{Class, Failure};
-use crate::item::{Digest, Item, Key};
+use crate::item::{Digest, Key};
 use crate::peer::pristine::Created;
 use crate::peer::{Peer, Seeded, StepError};
 use crate::shape::{Shape, Unshaped};
@@ -28,16 +29,16 @@ impl Mirror {
     ///
     /// # Errors
     /// Any failure; the step can be repeated.
-    pub(super) async fn seed(&self, peer: &Peer, key: &Key, content: &Item) -> Result<Seeded, StepError> {
-        let read = content.digest(None);
+    pub(super) async fn seed(&self, peer: &Peer, key: &Key, content: &Content) -> Result<Seeded, StepError> {
+        let read = content.digest();
         match peer.create(content).await? {
             Created::Found(there) => {
-                let there = there.digest(None);
+                let there = there.digest();
                 if there == read {
                     // Perhaps of a try whose answer was lost, before a delete.
                     return self.unless_deleted(peer, key, read, Seeded::Equal).await;
                 }
-                if self.at_source(key).await?.is_some_and(|now| now.digest(None) == there) {
+                if self.at_source(key).await?.is_some_and(|now| now.digest() == there) {
                     return Ok(Seeded::Equal);
                 }
                 let stays = self.bring(peer, key, None).await?;
@@ -77,7 +78,7 @@ impl Mirror {
         let mut last = wrote.map(Some);
         for _ in 0..ROUNDS {
             let now = self.at_source(key).await?;
-            let digest = now.as_ref().map(|item| item.digest(None));
+            let digest = now.as_ref().map(Content::digest);
             if last == Some(digest) {
                 return Ok(digest.is_some());
             }
@@ -92,7 +93,7 @@ impl Mirror {
     }
 
     /// What the source holds now for a key of the peer, as the peer gets it.
-    async fn at_source(&self, key: &Key) -> Result<Option<Item>, StepError> {
+    async fn at_source(&self, key: &Key) -> Result<Option<Content>, StepError> {
         let home = |error: StepError| StepError::Home(error.failure().clone());
         let Some(shape) = &self.shape else {
             return Ok(self.source.look(key).await.map_err(home)?.map(|image| image.content));

@@ -14,9 +14,10 @@ pub use held::{Held, HeldError};
 use super::counts::Totals;
 use crate::failure::{Class, Failure};
 use crate::item::{Item, Key};
-use crate::json;
+use crate::json::{Spelling, write_fields, write_list};
 use crate::peer::OnExisting;
 use crate::state::{Row, SK, StateTable, get_number, get_text, key, number, text};
+use crate::view::Fields;
 use aws_sdk_dynamodb::operation::update_item::builders::UpdateItemFluentBuilder;
 use aws_sdk_dynamodb::primitives::Blob;
 use aws_sdk_dynamodb::types::{AttributeValue, ReturnValue};
@@ -392,8 +393,11 @@ fn bad(what: &str) -> Failure {
 }
 
 fn encode(keys: &[&Key]) -> Result<Vec<u8>, Failure> {
-    let keys = keys.iter().map(|key| json::from_item(key.attributes())).collect();
-    zstd::bulk::compress(serde_json::Value::Array(keys).to_string().as_bytes(), LEVEL)
+    let mut text = Vec::new();
+    write_list(keys, &mut text, |key, out| {
+        write_fields(&Fields::of(&key.attributes().0), Spelling::Typed, out);
+    });
+    zstd::bulk::compress(&text, LEVEL)
         .map_err(|error| Failure::new(Class::Unrecognised, "Compression", error.to_string()))
 }
 

@@ -4,9 +4,10 @@
 //! next one begins; who reads which segment, and what is done with the items, is left to others.
 
 use crate::failure::{Class, Failure};
-use crate::item::Item;
 use crate::limit::{Adaptive, Rate};
 use crate::state::Row;
+use crate::view::Fields;
+use crate::wire::{self, Scanned};
 use aws_sdk_dynamodb::Client;
 use aws_sdk_dynamodb::types::ReturnConsumedCapacity;
 
@@ -26,9 +27,9 @@ pub struct TableScan {
 
 /// A page of a segment.
 #[derive(Debug)]
-pub struct Page {
-    /// The items, in the segment's order.
-    pub items: Vec<Item>,
+pub struct Page<T> {
+    /// What the items were read as, in the segment's order.
+    pub items: Vec<T>,
     /// The key after which the next page begins; `None` at the segment's end.
     pub next: Option<Row>,
     /// Read units that it cost.
@@ -56,12 +57,18 @@ impl TableScan {
         self.segments
     }
 
-    /// The page of a segment after a key, of so many items at most. Waits before it for what earlier pages cost, and
+    /// The page of a segment after a key, of so many items at most, each read by `read`. Waits before it for what earlier pages cost, and
     /// slows down while the table throttles.
     ///
     /// # Errors
     /// The failure of the call; it can be repeated.
-    pub async fn page(&self, segment: u32, after: Option<Row>, most: u16) -> Result<Page, Failure> {
+    pub async fn page<T>(
+        &self,
+        segment: u32,
+        after: Option<Row>,
+        most: u16,
+        read: impl Fn(Fields<'_>) -> T,
+    ) -> Result<Page<T>, Failure> {
         if let Some(units) = &self.units {
             // What a page costs is known afterwards: it waits until those before it are made up for.
             units.spend(0.0).await;
@@ -77,7 +84,7 @@ impl TableScan {
             .set_exclusive_start_key(after);
         // One segment of one is the same as no segments at all.
         let scan = scan.segment(segment.cast_signed()).total_segments(self.segments.cast_signed());
-        let answer = match scan.send().await.map_err(Failure::from) {
+        let answer = match wire::scan(scan).await {
             Ok(answer) => answer,
             Err(failure) => {
                 if failure.class == Class::Throttled {
@@ -87,12 +94,16 @@ impl TableScan {
             }
         };
         self.limit.succeeded();
-        let read_units = answer.consumed_capacity.and_then(|cost| cost.capacity_units);
+        let page = answer
+            .read::<Scanned<'_>>()?
+            .map_err(|unreadable| Failure::new(Class::Unrecognised, "Unreadable", unreadable.to_string()))?;
+        let read_units = page.consumed_capacity.and_then(|cost| cost.capacity_units);
         let read_units = read_units.filter(|units| units.is_finite() && *units >= 0.0).unwrap_or_default();
         if let Some(units) = &self.units {
             units.owe(read_units);
         }
-        let items = answer.items.unwrap_or_default().into_iter().map(Item).collect();
-        Ok(Page { items, next: answer.last_evaluated_key.filter(|key| !key.is_empty()), read_units })
+        let next = page.last_evaluated_key.filter(|key| key.iter().len() > 0);
+        let items = page.items.into_iter().map(read).collect();
+        Ok(Page { items, next: next.map(|key| key.to_item().0), read_units })
     }
 }

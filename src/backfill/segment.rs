@@ -12,7 +12,7 @@ use super::snapshot::Snapshots;
 use super::source::{Batch, Reading, Source, SourceError};
 use crate::clock::Clock;
 use crate::failure::{Action, Failure};
-use crate::item::{Digest, Item};
+use crate::item::Digest;
 use crate::lease::heart::Heart;
 use crate::peer::Seeded;
 use crate::retry::{self, Jitter, Pauses, Policy};
@@ -163,7 +163,7 @@ impl Shared {
                 biased;
                 () = fence.cancelled() => return Err(End::Lost),
                 () = self.drain.cancelled() => return Err(End::Rested),
-                page = self.source.page(reading, most) => page,
+                page = self.source.page(reading, most, &self.copier) => page,
             };
             let failure = match page {
                 Ok(page) => {
@@ -192,10 +192,12 @@ impl Shared {
     }
 
     /// Copies a page, in parts whose keys can be written down.
-    async fn batch(&self, held: &Held, items: Vec<Item>, fence: &CancellationToken) -> Result<Copied, End> {
-        let missing = |name: &str| End::Failed(SourceError::NoKey(name.to_owned()));
-        let sorted = items.into_iter().map(|item| self.copier.scanned(item).map_err(missing));
-        let items: Vec<Scanned> = sorted.collect::<Result<_, _>>()?;
+    async fn batch(
+        &self,
+        held: &Held,
+        items: Vec<Scanned>,
+        fence: &CancellationToken,
+    ) -> Result<Copied, End> {
         let segment = held.segment();
         let (number, epoch, before) = (segment.number, segment.epoch, segment.totals.items);
         self.snapshots.write(&self.copier, number, epoch, before, &items, fence).await?;

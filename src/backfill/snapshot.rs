@@ -9,9 +9,10 @@
 use super::copy::{Abandoned, Copier, Scanned};
 use super::counts::Fate;
 use crate::change::{Change, Event, Image, SequenceNumber};
+use crate::content::Content;
 use crate::failure::Failure;
 use crate::feed::{Feed, Record, file};
-use crate::item::{Item, Key};
+use crate::item::Key;
 use crate::peer::Seeded;
 use crate::retry::{Jitter, Pauses, Policy};
 use crate::telemetry::metrics::Metrics;
@@ -52,10 +53,12 @@ impl Snapshots {
         items: &[Scanned],
         fence: &CancellationToken,
     ) -> Result<(), Abandoned> {
-        let Some(sequence) = SequenceNumber::parse(SEQUENCE).filter(|_| !items.is_empty()) else {
+        let Some(sequence) =
+            SequenceNumber::parse(SEQUENCE).filter(|_| !items.is_empty() && !self.feeds.is_empty())
+        else {
             return Ok(());
         };
-        let change = |key: &Key, content: &Item, size| Change {
+        let change = |key: &Key, content: &Content, size| Change {
             sequence: sequence.clone(),
             created: self.begun,
             key: key.clone(),
@@ -70,7 +73,7 @@ impl Snapshots {
             match &item.shaped {
                 None => changes.push((change(&item.key, &item.content, item.size), item.version)),
                 Some(Ok(Some((key, content)))) => {
-                    changes.push((change(key, content, content.size()), item.version))
+                    changes.push((change(key, content, content.fields().size()), item.version))
                 }
                 Some(Ok(None)) => filtered += 1,
                 Some(Err(why)) => unshaped.push((item, Failure::from(why.clone()))),

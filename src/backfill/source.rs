@@ -1,11 +1,12 @@
 //! What a backfill reads: the source table itself, or an export of it.
 
+use super::copy::{Copier, Scanned};
 use super::export::{Export, FilePage, FileReading};
 use super::rows::Cursor;
 use super::scan::{Page, TableScan};
 use crate::failure::Failure;
-use crate::item::Item;
 use crate::state::{Row, number};
+use crate::view::Fields;
 use aws_sdk_dynamodb::types::AttributeValue;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -31,7 +32,7 @@ pub(super) enum Reading {
 /// A page of a segment.
 #[derive(Debug)]
 pub(super) struct Batch {
-    pub(super) items: Vec<Item>,
+    pub(super) items: Vec<Scanned>,
     /// Where the next page begins; `None` at the segment's end.
     pub(super) cursor: Option<Cursor>,
     pub(super) read_units: f64,
@@ -82,17 +83,25 @@ impl Source {
         }
     }
 
-    /// The next page, of so many items at most. After an error the same page comes again.
-    pub(super) async fn page(&self, reading: &mut Reading, most: u16) -> Result<Batch, SourceError> {
+    /// The next page, of so many items at most, as the copier sorts them. After an error the same page comes again.
+    pub(super) async fn page(
+        &self,
+        reading: &mut Reading,
+        most: u16,
+        copier: &Copier,
+    ) -> Result<Batch, SourceError> {
+        let read = |item: Fields<'_>| copier.scanned(item).map_err(SourceError::NoKey);
         match (self, reading) {
             (Self::Scan(scan), Reading::Scan(segment, after)) => {
-                let page = scan.page(*segment, after.clone(), most).await.map_err(SourceError::Call)?;
+                let page = scan.page(*segment, after.clone(), most, read).await.map_err(SourceError::Call)?;
                 let Page { items, next, read_units } = page;
+                let items = items.into_iter().collect::<Result<_, _>>()?;
                 after.clone_from(&next);
                 Ok(Batch { items, cursor: next.map(AttributeValue::M), read_units })
             }
             (Self::Export(_), Reading::File(file)) => {
                 let FilePage { items, next } = file.page(most).await?;
+                let items = items.iter().map(|item| read(Fields::of(&item.0))).collect::<Result<_, _>>()?;
                 Ok(Batch { items, cursor: next.map(number), read_units: 0.0 })
             }
             _ => Err(SourceError::Place),

@@ -203,7 +203,7 @@ fn outcome(shape: &Shape, keys: &[KeyAttribute], sample: &Sample) -> Result<Outc
         return Err("there is neither an old nor a new image".to_owned());
     };
     let key = item.key(&names).map_err(|name| format!("there is no key attribute {name}"))?;
-    let image = |item: &Option<Item>| item.clone().map(|content| Image { content, stamp: None });
+    let image = |item: &Option<Item>| item.as_ref().map(|item| Image { content: item.into(), stamp: None });
     let event = match (&sample.old, &sample.new) {
         (Some(_), Some(_)) => Event::Modify,
         (_, None) => Event::Remove,
@@ -223,7 +223,7 @@ fn outcome(shape: &Shape, keys: &[KeyAttribute], sample: &Sample) -> Result<Outc
         Ok(match (shape.judge(&change)?, &change.new) {
             (Judged::Skip, _) => Outcome::Skip,
             (Judged::Put { .. }, Some(new)) => {
-                let (key, item) = shape.item(&new.content)?;
+                let (key, item) = shape.item(&new.content.item())?;
                 Outcome::Put(key, item)
             }
             (Judged::Delete | Judged::Put { .. }, _) => Outcome::Delete(shape.key(&change.key)?),

@@ -6,10 +6,11 @@ use crate::change::Change;
 use crate::clock::Clock;
 use crate::config::Images;
 use crate::feed::Record;
-use crate::feed::lines::{self, Spelling};
+use crate::feed::lines;
 use crate::feed::output::{self, Output};
 use crate::feed::tail::{Seen, TailParts, follow};
 use crate::item::Item;
+use crate::json::{Spelling, write_fields};
 use crate::limit::Rate;
 use crate::retry::Jitter;
 use crate::shape::expression::{Expression, Fault};
@@ -17,6 +18,7 @@ use crate::shutdown;
 use crate::starts::whole_seconds;
 use crate::stream::list::Lister;
 use crate::task::Tasks;
+use crate::view::Fields;
 use anyhow::{Context, anyhow, bail};
 use clap::ValueEnum;
 use object_store::PutPayload;
@@ -93,13 +95,13 @@ fn filter(text: &str) -> Result<Arc<Expression>, String> {
 /// # Errors
 /// Why it holds for neither of them, when that is because it cannot be said.
 fn shows(filter: &Expression, change: &Change) -> Result<bool, String> {
-    let images = change.new.iter().chain(&change.old).map(|image| &image.content);
-    let mut items: Vec<&Item> = images.collect();
+    let images = change.new.iter().chain(&change.old).map(|image| image.content.item());
+    let mut items: Vec<Item> = images.collect();
     if items.is_empty() {
-        items.push(change.key.attributes());
+        items.push(change.key.attributes().clone());
     }
     let mut unknown = None;
-    for item in items {
+    for item in &items {
         match filter.holds(item) {
             Ok(true) => return Ok(true),
             Ok(false) => {}
@@ -196,10 +198,10 @@ fn line(record: &Record<'_>, format: Format) -> Vec<u8> {
         Format::Plain => {
             let created = humantime::format_rfc3339_seconds(record.change.created);
             out.extend_from_slice(format!("{created} {} ", record.event).as_bytes());
-            lines::map(&record.change.key.attributes().0, Spelling::Plain, &mut out);
+            write_fields(&Fields::of(&record.change.key.attributes().0), Spelling::Plain, &mut out);
             if let Some(new) = &record.change.new {
                 out.push(b' ');
-                lines::map(&new.content.0, Spelling::Plain, &mut out);
+                write_fields(&new.content.fields(), Spelling::Plain, &mut out);
             }
             out.push(b'\n');
         }
@@ -230,7 +232,7 @@ mod tests {
     fn a_change_is_shown_when_its_item_was_or_is_in_the_filter() {
         let image = |state: Option<&str>| {
             let item = state.map(|state| json!({ "id": { "S": "k" }, "state": { "S": state } }));
-            item.map(|item: Value| Image { content: to_item(&item).unwrap(), stamp: None })
+            item.map(|item: Value| Image { content: to_item(&item).unwrap().into(), stamp: None })
         };
         let shown = |text: &str, old: Option<&str>, new: Option<&str>| {
             let change = Change {

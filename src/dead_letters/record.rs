@@ -29,7 +29,7 @@ pub fn to_json(change: &Change) -> Value {
     };
     let image = |image: &Image| {
         json!({
-            "content": json::from_item(&image.content),
+            "content": json::from_fields(&image.content.fields()),
             "stamp": image.stamp.map(|stamp| stamp.to_string()),
         })
     };
@@ -60,7 +60,7 @@ pub fn decode(body: &[u8]) -> Result<Change, Failure> {
             return Ok(None);
         }
         let stamp = value["stamp"].as_str().and_then(Stamp::parse);
-        Ok(Some(Image { content: item(&value["content"])?, stamp }))
+        Ok(Some(Image { content: item(&value["content"])?.into(), stamp }))
     };
     let event = match field("event")? {
         "INSERT" => Event::Insert,
@@ -96,7 +96,7 @@ mod tests {
             ]))
         };
         let key = Item(HashMap::from([("id".to_owned(), AttributeValue::S("a".into()))]));
-        let image = |value: &str| Image { content: item(value), stamp: None };
+        let image = |value: &str| Image { content: item(value).into(), stamp: None };
         let mut change = Change {
             sequence: SequenceNumber::parse("000123").unwrap(),
             created: UNIX_EPOCH + Duration::from_secs(1_800_000_000),

@@ -4,6 +4,7 @@ use super::{Record, lines};
 use crate::change::SequenceNumber;
 use crate::config::{self, Compression, FeedFormat, Partition};
 use crate::failure::{Class, Failure};
+use crate::json::Spelling;
 use serde::Serialize;
 use std::io::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -183,8 +184,8 @@ fn compressed(
 
 fn write(feed: &config::Feed, records: &[Record<'_>], out: &mut impl Write) -> std::io::Result<()> {
     let spelling = match feed.format {
-        FeedFormat::DynamoJson => lines::Spelling::Typed,
-        FeedFormat::Json | FeedFormat::Parquet => lines::Spelling::Plain,
+        FeedFormat::DynamoJson => Spelling::Typed,
+        FeedFormat::Json | FeedFormat::Parquet => Spelling::Plain,
     };
     let mut text = Vec::new();
     for record in records {
@@ -242,7 +243,7 @@ mod tests {
                 key: Key::new(key.clone()),
                 event: Event::Insert,
                 old: None,
-                new: Some(Image { content: key, stamp: None }),
+                new: Some(Image { content: key.into(), stamp: None }),
                 by_ttl: false,
                 size: 0,
             }

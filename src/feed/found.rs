@@ -108,7 +108,7 @@ mod tests {
             key: Key::new(item("k")),
             event: Event::Modify,
             old: None,
-            new: Some(Image { content: item("k"), stamp: None }),
+            new: Some(Image { content: item("k").into(), stamp: None }),
             by_ttl: false,
             size: 0,
         };

@@ -157,7 +157,7 @@ impl GroupLane {
             return Ok(());
         };
         let version = ours.version;
-        if !newer(stamp.version) || stamp.mark != Mark::Put || stamp.digest != content.digest(None) {
+        if !newer(stamp.version) || stamp.mark != Mark::Put || stamp.digest != content.digest() {
             return Ok(());
         }
         let replaced = self.route.home.bring_back(&content, stamp.version).await.map_err(at_home)?;
@@ -174,7 +174,7 @@ impl GroupLane {
         }
         // Another member's write may have taken the place of that one since: it had not seen home's write either.
         let Some(Image { content: other, stamp: Some(was) }) = &replaced else { return Ok(()) };
-        if was.version != version && was.version.member != home && was.digest == other.digest(None) {
+        if was.version != version && was.version.member != home && was.digest == other.digest() {
             let loser = Side { version: was.version, item: Some(other).filter(|_| was.mark == Mark::Put) };
             self.lost(change, loser, winner, How::Repaired, self.route.home.name()).await?;
         }

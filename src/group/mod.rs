@@ -63,13 +63,14 @@ fn believed(image: &Image, ceiling: Hlc) -> Option<Stamp> {
 pub fn classify(change: &Change, max_drift: Duration) -> Record {
     let ceiling = Hlc::from_time(change.created).plus(max_drift);
     // An item without a believed stamp is an application's, whatever is in it.
-    let seen = |image: &Image| {
-        let digest = image.content.digest(None);
+    let is_clean =
+        |image: &Image, stamp: Option<Stamp>| stamp.is_some_and(|s| s.digest == image.content.digest());
+    let seen = |image| {
         let stamp = believed(image, ceiling);
-        (digest, stamp, stamp.is_some_and(|stamp| stamp.digest == digest))
+        (image, stamp, is_clean(image, stamp))
     };
     let old = change.old.as_ref().map(seen);
-    let Some((digest, stamp, clean)) = change.new.as_ref().map(seen) else {
+    let Some((new, stamp, clean)) = change.new.as_ref().map(seen) else {
         return match old {
             Some((_, Some(stamp), true)) if stamp.mark == Mark::Deleted => Record::Removal,
             Some((_, Some(stamp), false)) if stamp.mark == Mark::Deleted => {
@@ -91,7 +92,7 @@ pub fn classify(change: &Change, max_drift: Duration) -> Record {
             let over = if was_clean && clean { Over::Clean } else { Over::Dirty };
             // Where nothing but the stamp has changed it is ours, even when it does not match: an application's write has
             // come between what we looked at and this.
-            (newer, over, newer && (put || was == digest))
+            (newer, over, newer && (put || was.content.digest() == new.content.digest()))
         }
     };
     if ours {

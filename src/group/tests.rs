@@ -17,7 +17,7 @@ fn item(content: &str) -> Item {
 /// A stamp of so many seconds from now, of member 2, over a content.
 fn stamp(seconds: i64, content: &str) -> Stamp {
     let at = NOW.checked_add_signed(seconds).unwrap();
-    Stamp::of(&item(content), Version::new(Hlc::from_millis(at * 1000), 2))
+    Stamp::of(&item(content).into(), Version::new(Hlc::from_millis(at * 1000), 2))
 }
 
 fn mark(seconds: i64, content: &str) -> Stamp {
@@ -27,7 +27,7 @@ fn mark(seconds: i64, content: &str) -> Stamp {
 type Side<'a> = Option<(&'a str, Option<Stamp>)>;
 
 fn record(old: Side<'_>, new: Side<'_>) -> Record {
-    let image = |side: Side<'_>| side.map(|(content, stamp)| Image { content: item(content), stamp });
+    let image = |side: Side<'_>| side.map(|(content, stamp)| Image { content: item(content).into(), stamp });
     let created: SystemTime = UNIX_EPOCH + Duration::from_secs(NOW);
     let change = Change {
         sequence: SequenceNumber::parse("1").unwrap(),

@@ -3,9 +3,12 @@
 
 use super::{Answer, Expect, Expressions, Found, Peer, ROUNDS, StepError, contended};
 use crate::change::Image;
+use crate::content::Content;
 use crate::failure::{Class, Failure};
-use crate::item::{Item, Key};
+use crate::item::Key;
 use crate::version::{Mark, Stamp, Version};
+use crate::view::Fields;
+use crate::wire::with_item;
 use aws_sdk_dynamodb::operation::delete_item::builders::DeleteItemFluentBuilder;
 use aws_sdk_dynamodb::types::{AttributeValue, ReturnValue};
 use std::collections::HashMap;
@@ -30,7 +33,7 @@ impl Peer {
     ///
     /// # Errors
     /// Any failure but that of the condition; the step can be repeated.
-    pub async fn place(&self, content: &Item, version: Version) -> Result<Placed, StepError> {
+    pub async fn place(&self, content: &Content, version: Version) -> Result<Placed, StepError> {
         let stamp = Stamp::of(content, version).to_string();
         let mut expect = Expect::AbsentOrOlder;
         for _ in 0..ROUNDS {
@@ -48,12 +51,12 @@ impl Peer {
     ///
     /// # Errors
     /// Any failure but that of the condition; the step can be repeated.
-    pub async fn bring_back(&self, content: &Item, version: Version) -> Result<Option<Image>, StepError> {
+    pub async fn bring_back(&self, content: &Content, version: Version) -> Result<Option<Image>, StepError> {
         let stamp = Stamp::of(content, version).to_string();
         self.may_write().await?;
-        let request = self.put_request(content, &stamp, version, &Expect::AbsentOrOlder);
+        let request = self.put_request(version, &Expect::AbsentOrOlder).return_values(ReturnValue::AllOld);
         let mut replaced = None;
-        let answer = request.return_values(ReturnValue::AllOld).send().await.map(|done| {
+        let answer = with_item(request, content, Some(self.stamped(&stamp))).send().await.map(|done| {
             replaced = done.attributes.filter(|item| !item.is_empty()).map(|item| self.image(item).0);
         });
         match self.answer_to_put(answer, version)? {
@@ -99,18 +102,17 @@ impl Peer {
     ///
     /// # Errors
     /// Any failure but that of the condition; the step can be repeated.
-    pub async fn restamp(&self, content: &Item, stale: Stamp, version: Version) -> Result<bool, StepError> {
+    pub async fn restamp(
+        &self,
+        content: &Content,
+        stale: Stamp,
+        version: Version,
+    ) -> Result<bool, StepError> {
         let stamp = Stamp::of(content, version).to_string();
-        let mut item = content.0.clone();
-        item.insert(self.stamp.clone(), AttributeValue::S(stamp));
         self.may_write().await?;
-        let request = self
-            .client
-            .put_item()
-            .table_name(&self.table)
-            .set_item(Some(item))
-            .condition_expression("#stamp = :seen");
+        let request = self.client.put_item().table_name(&self.table).condition_expression("#stamp = :seen");
         let request = self.with_seen(request, &stale.to_string());
+        let request = with_item(request, content, Some(self.stamped(&stamp)));
         self.took_effect(request.send().await.map(drop).map_err(Failure::from))
     }
 
@@ -146,7 +148,7 @@ impl Peer {
             Some(AttributeValue::S(text)) => Stamp::parse(text),
             _ => None,
         };
-        (Image { content: Item(item), stamp }, attribute)
+        (Image { content: Content::digested(&Fields::of(&item)), stamp }, attribute)
     }
 
     /// Sets the stamp of an item that has `seen` in its place; `false` when it has not.

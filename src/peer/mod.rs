@@ -19,10 +19,11 @@ use request::{Answer, Expect, Expressions, Found};
 pub use seed::{OnExisting, Seed, Seeded};
 
 use crate::clock::Clock;
+use crate::content::Content;
 use crate::control::Pause;
 use crate::failure::{Action, Class, Failure};
 use crate::guard::Guard;
-use crate::item::{Item, Key};
+use crate::item::Key;
 use crate::lease::heart::Heart;
 use crate::ledger::Ledger;
 use crate::limit::Adaptive;
@@ -264,7 +265,7 @@ impl Peer {
     /// Any failure but that of the condition; the step can be repeated.
     pub async fn put(
         &self,
-        content: &Item,
+        content: &Content,
         key: &Key,
         version: Version,
         creates: bool,

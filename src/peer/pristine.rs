@@ -6,9 +6,11 @@
 //! ([`crate::backfill`]): whatever it wrote over is older than that, and whatever is newer is still to come.
 
 use super::{Outcome, Peer, StepError};
+use crate::content::Content;
 use crate::failure::Failure;
-use crate::item::{Item, Key};
+use crate::item::Key;
 use crate::version::{Hlc, Version};
+use crate::wire::with_item;
 use aws_sdk_dynamodb::operation::put_item::PutItemError;
 use aws_sdk_dynamodb::types::ReturnValuesOnConditionCheckFailure;
 
@@ -18,7 +20,7 @@ pub enum Created {
     /// Nothing.
     New,
     /// This, which stays.
-    Found(Item),
+    Found(Content),
 }
 
 impl Peer {
@@ -32,10 +34,10 @@ impl Peer {
     ///
     /// # Errors
     /// Any failure; the step can be repeated.
-    pub async fn overwrite(&self, content: &Item) -> Result<(), StepError> {
+    pub async fn overwrite(&self, content: &Content) -> Result<(), StepError> {
         self.may_write().await?;
-        let put = self.client.put_item().table_name(&self.table).set_item(Some(content.0.clone()));
-        self.plain(put.send().await.map(drop).map_err(Failure::from))
+        let put = self.client.put_item().table_name(&self.table);
+        self.plain(with_item(put, content, None).send().await.map(drop).map_err(Failure::from))
     }
 
     /// Deletes whatever is there.
@@ -53,17 +55,16 @@ impl Peer {
     ///
     /// # Errors
     /// Any failure but that of the condition; the step can be repeated, and finds then what it has put.
-    pub async fn create(&self, content: &Item) -> Result<Created, StepError> {
+    pub async fn create(&self, content: &Content) -> Result<Created, StepError> {
         self.may_write().await?;
         let put = self
             .client
             .put_item()
             .table_name(&self.table)
-            .set_item(Some(content.0.clone()))
             .condition_expression("attribute_not_exists(#pk)")
             .expression_attribute_names("#pk", &self.partition_key)
             .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
-        let error = match put.send().await {
+        let error = match with_item(put, content, None).send().await {
             Ok(_) => {
                 self.limit.succeeded();
                 return Ok(Created::New);
@@ -72,7 +73,7 @@ impl Peer {
         };
         if let Some(PutItemError::ConditionalCheckFailedException(failed)) = error.as_service_error() {
             self.limit.succeeded();
-            return Ok(Created::Found(failed.item().map(|item| self.content(item)).unwrap_or_default()));
+            return Ok(Created::Found(self.content(failed.item())));
         }
         Err(self.failed(error.into()))
     }
@@ -81,7 +82,7 @@ impl Peer {
     /// tries again: it is only created, and only if no delete came since.
     pub(super) async fn put_plain(
         &self,
-        content: &Item,
+        content: &Content,
         key: &Key,
         version: Version,
     ) -> Result<Outcome, StepError> {

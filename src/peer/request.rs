@@ -2,9 +2,12 @@
 
 use super::{Peer, StepError};
 use crate::change::Image;
+use crate::content::Content;
 use crate::failure::{Class, Failure};
-use crate::item::{Item, Key};
+use crate::item::Key;
 use crate::version::{Hlc, Stamp, Version};
+use crate::view::Fields;
+use crate::wire::{Stamped, with_item};
 use aws_sdk_dynamodb::operation::delete_item::DeleteItemError;
 use aws_sdk_dynamodb::operation::delete_item::builders::DeleteItemFluentBuilder;
 use aws_sdk_dynamodb::operation::put_item::PutItemError;
@@ -37,13 +40,14 @@ const ON_ITS_WAY: Duration = Duration::from_secs(15 * 60);
 impl Peer {
     pub(super) async fn send_put(
         &self,
-        content: &Item,
+        content: &Content,
         stamp: &str,
         version: Version,
         expect: &Expect,
     ) -> Result<Answer, StepError> {
         self.may_write().await?;
-        let answer = self.put_request(content, stamp, version, expect).send().await.map(drop);
+        let request = with_item(self.put_request(version, expect), content, Some(self.stamped(stamp)));
+        let answer = request.send().await.map(drop);
         self.answer_to_put(answer, version)
     }
 
@@ -58,21 +62,17 @@ impl Peer {
         })
     }
 
-    pub(super) fn put_request(
-        &self,
-        content: &Item,
-        stamp: &str,
-        version: Version,
-        expect: &Expect,
-    ) -> PutItemFluentBuilder {
-        let mut item = HashMap::with_capacity(content.0.len() + 1);
-        item.extend(content.0.iter().map(|(name, value)| (name.clone(), value.clone())));
-        item.insert(self.stamp.clone(), AttributeValue::S(stamp.to_owned()));
+    /// Our attribute, with this text.
+    pub(super) fn stamped<'s>(&'s self, stamp: &'s str) -> Stamped<'s> {
+        Stamped { name: &self.stamp, stamp }
+    }
+
+    /// A put without its item.
+    pub(super) fn put_request(&self, version: Version, expect: &Expect) -> PutItemFluentBuilder {
         let request = self
             .client
             .put_item()
             .table_name(&self.table)
-            .set_item(Some(item))
             .return_values_on_condition_check_failure(ReturnValuesOnConditionCheckFailure::AllOld);
         match expect {
             Expect::Absent => request
@@ -158,7 +158,7 @@ impl Peer {
     pub(super) fn found(&self, item: Option<&HashMap<String, AttributeValue>>, version: Version) -> Found {
         let Some(item) = item.filter(|item| !item.is_empty()) else { return Found::Nothing };
         let Some(AttributeValue::S(text)) = item.get(&self.stamp) else {
-            return Found::Unstamped(self.content(item));
+            return Found::Unstamped(self.content(Some(item)));
         };
         match Stamp::parse(text) {
             None => Found::NotAStamp(text.clone()),
@@ -166,13 +166,15 @@ impl Peer {
             Some(stamp) if stamp.version < version || stamp.version.hlc > self.ceiling(version) => {
                 Found::Older
             }
-            Some(stamp) => Found::Newer(Image { content: self.content(item), stamp: Some(stamp) }),
+            Some(stamp) => Found::Newer(Image { content: self.content(Some(item)), stamp: Some(stamp) }),
         }
     }
 
-    pub(super) fn content(&self, item: &HashMap<String, AttributeValue>) -> Item {
-        let content = item.iter().filter(|(name, _)| **name != self.stamp);
-        Item(content.map(|(name, value)| (name.clone(), value.clone())).collect())
+    /// What is on an item beside our attribute.
+    pub(super) fn content(&self, item: Option<&HashMap<String, AttributeValue>>) -> Content {
+        let mut fields = item.map(Fields::of).unwrap_or_default();
+        fields.take(&self.stamp);
+        Content::digested(&fields)
     }
 
     /// Beyond this a stamp is not believed. It follows this worker's clock, and never falls behind the versions
@@ -221,7 +223,7 @@ pub(super) enum Found {
     Nothing,
     Older,
     /// An application's.
-    Unstamped(Item),
+    Unstamped(Content),
     /// An application's: the attribute holds this, which sorts like a newer stamp but is none.
     NotAStamp(String),
     /// One of this very version.

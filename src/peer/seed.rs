@@ -9,7 +9,8 @@
 
 use super::{Answer, Expect, Found, Peer, ROUNDS, StepError, contended};
 use crate::change::Image;
-use crate::item::{Item, Key};
+use crate::content::Content;
+use crate::item::Key;
 use crate::version::{Mark, Stamp, Version};
 
 /// What becomes of an item of the peer that this replicator did not write and that differs from the source's.
@@ -42,7 +43,7 @@ impl OnExisting {
 #[derive(Debug, Clone, Copy)]
 pub struct Seed<'a> {
     /// The item without a stamp.
-    pub content: &'a Item,
+    pub content: &'a Content,
     /// Its key.
     pub key: &'a Key,
     /// Its own stamp's version when it is clean, else the lowest of the source.
@@ -127,7 +128,7 @@ impl Peer {
                     return self.unless_deleted(seed, Seeded::Unchanged).await;
                 }
                 Found::Same(there) => (Expect::Seen(there.to_string()), Seeded::Updated),
-                Found::Unstamped(there) if there.digest(None) == stamp.digest => return Ok(Seeded::Equal),
+                Found::Unstamped(there) if there.digest() == stamp.digest => return Ok(Seeded::Equal),
                 Found::Unstamped(_) | Found::NotAStamp(_) if existing == OnExisting::Keep => {
                     return Ok(Seeded::Kept);
                 }
@@ -147,7 +148,7 @@ impl Peer {
     ///
     /// # Errors
     /// Any failure but that of the condition; the step can be repeated.
-    pub async fn reshape(&self, content: &Item, seen: Stamp) -> Result<Seeded, StepError> {
+    pub async fn reshape(&self, content: &Content, seen: Stamp) -> Result<Seeded, StepError> {
         let (text, expect) = (Stamp::of(content, seen.version).to_string(), Expect::Seen(seen.to_string()));
         match self.send_put(content, &text, seen.version, &expect).await? {
             Answer::Done => Ok(Seeded::Updated),

@@ -158,7 +158,7 @@ impl Shape {
         if !self.lets_key(&change.key) {
             return Ok(Judged::Skip);
         }
-        let lets = |image: &Image| self.lets_through(&image.content);
+        let lets = |image: &Image| self.lets_through(&image.content.item());
         let was_out =
             || change.event == Event::Insert || change.old.as_ref().is_some_and(|old| lets(old) == Ok(false));
         Ok(match &change.new {
@@ -176,7 +176,8 @@ impl Shape {
     /// # Errors
     /// That the new image or the key cannot be shaped.
     pub fn change(&self, change: &Change, images: Images) -> Result<Option<Change>, Unshaped> {
-        let image = |image: &Image| Ok(Image { content: self.item(&image.content)?.1, stamp: None });
+        let image =
+            |image: &Image| Ok(Image { content: self.item(&image.content.item())?.1.into(), stamp: None });
         let (event, new) = match (self.judge(change)?, &change.new) {
             (Judged::Skip, _) => return Ok(None),
             (Judged::Put { creates: true }, Some(new)) => (Event::Insert, Some(image(new)?)),
@@ -184,7 +185,7 @@ impl Shape {
             (Judged::Delete | Judged::Put { .. }, _) => (Event::Remove, None),
         };
         let told = |_: &&Image| images == Images::Both && event != Event::Insert;
-        let was_in = |old: &&Image| self.lets_through(&old.content) == Ok(true);
+        let was_in = |old: &&Image| self.lets_through(&old.content.item()) == Ok(true);
         let old = change.old.as_ref().filter(told).filter(was_in);
         let old = old.and_then(|old| Result::<_, Unshaped>::ok(image(old)));
         let key = self.key(&change.key)?;

@@ -55,7 +55,8 @@ fn made(shape: &Shape, value: &Value) -> Result<Value, String> {
 }
 
 fn change(old: Option<Value>, new: Option<Value>) -> Change {
-    let image = |value: &Option<Value>| value.as_ref().map(|v| Image { content: item(v), stamp: None });
+    let image =
+        |value: &Option<Value>| value.as_ref().map(|v| Image { content: item(v).into(), stamp: None });
     let event = match (&old, &new) {
         (Some(_), Some(_)) => Event::Modify,
         (_, None) => Event::Remove,
@@ -63,7 +64,7 @@ fn change(old: Option<Value>, new: Option<Value>) -> Change {
     };
     let key = image(&new)
         .or(image(&old))
-        .map(|image| image.content)
+        .map(|image| image.content.item())
         .unwrap_or_else(|| item(&json!({ "id": { "S": "k" } })));
     Change {
         sequence: SequenceNumber::parse("1").unwrap(),
@@ -122,7 +123,7 @@ fn a_change_is_told_as_whoever_knows_only_shaped_items_sees_it() {
         assert_eq!(from_item(shaped.key.attributes()), json!({ "pk": { "S": "K#k" } }));
         let shown = json!({ "pk": { "S": "K#k" }, "id": { "S": "k" }, "s": { "S": "WA" } });
         let image = |image: &Option<Image>| {
-            image.as_ref().map(|image| assert_eq!(from_item(&image.content), shown)).is_some()
+            image.as_ref().map(|image| assert_eq!(from_item(&image.content.item()), shown)).is_some()
         };
         Some((shaped.event, image(&shaped.old), image(&shaped.new)))
     };
@@ -380,7 +381,7 @@ proptest! {
             prop_assert_eq!(shape.back(&key).unwrap().digest(), change.key.digest());
             match shape.judge(&change).unwrap() {
                 Judged::Put { creates } => {
-                    let (of_item, content) = shape.item(&change.new.as_ref().unwrap().content).unwrap();
+                    let (of_item, content) = shape.item(&change.new.as_ref().unwrap().content.item()).unwrap();
                     prop_assert_eq!(of_item.digest(), key.digest());
                     let before = target.insert(key.digest(), content);
                     prop_assert_eq!(creates, before.is_none());

@@ -3,4 +3,3 @@
 pub mod graph;
 pub mod list;
 pub mod reader;
-pub mod wire;

@@ -7,7 +7,7 @@
 use crate::change::{Change, DecodeError, SequenceNumber};
 use crate::failure::{Action, Class, Failure, TIMEOUT};
 use crate::memory;
-use crate::stream::wire::{self, Unreadable};
+use crate::wire::{self, Page, Unreadable};
 use aws_sdk_dynamodbstreams::Client;
 use aws_sdk_dynamodbstreams::types::ShardIteratorType;
 use std::sync::Arc;
@@ -63,11 +63,12 @@ pub struct Reader {
     stream: Arc<str>,
     shard: Arc<str>,
     stamp: Arc<str>,
+    digests: bool,
     place: Place,
     iterator: Option<String>,
     /// Records asked for at most. An endpoint that cannot give a whole page in a request's time limit would never
-    /// give the next one either: the page is halved until it comes. Of items that take far more memory than bytes
-    /// on the way, such as those of many small attributes, so many are asked for as fit.
+    /// give the next one either: the page is halved until it comes. Of items that take far more memory than DynamoDB
+    /// counts, such as those of many small values, so many are asked for as fit.
     limit: i32,
 }
 
@@ -80,7 +81,13 @@ impl Reader {
     /// A reader that will read from `place`. Sends nothing. `stamp` is the route's stamp attribute.
     #[must_use]
     pub fn new(client: Client, stream: Arc<str>, shard: Arc<str>, stamp: Arc<str>, place: Place) -> Self {
-        Self { client, stream, shard, stamp, place, iterator: None, limit: PAGE }
+        Self { client, stream, shard, stamp, digests: false, place, iterator: None, limit: PAGE }
+    }
+
+    /// The same for one who is likely to ask for the digests of images.
+    #[must_use]
+    pub fn with_digests(self, digests: bool) -> Self {
+        Self { digests, ..self }
     }
 
     /// Goes on from another place at the next read.
@@ -97,8 +104,8 @@ impl Reader {
             Some(iterator) => iterator,
             None => self.open().await?,
         };
-        let page = match wire::get_records(&self.client, &iterator, self.limit).await {
-            Ok(page) => page?,
+        let answer = match wire::get_records(&self.client, &iterator, self.limit).await {
+            Ok(answer) => answer,
             Err(failure) => {
                 if failure.code == TIMEOUT {
                     self.limit = (self.limit / 2).max(SMALLEST_PAGE);
@@ -115,7 +122,12 @@ impl Reader {
                 return Err(ReadError::Call(failure));
             }
         };
-        let decoded = page.records.into_iter().map(|record| Change::decode(record, &self.stamp));
+        let page = answer.read::<Page<'_>>().map_err(|failure| {
+            self.iterator = Some(iterator);
+            ReadError::Call(failure)
+        })??;
+        let decoded =
+            page.records.into_iter().map(|record| Change::decode(record, &self.stamp, self.digests));
         let changes: Vec<Change> = decoded.collect::<Result<_, _>>()?;
         let bytes: usize = changes.iter().map(|change| change.size).sum();
         let fitting = (bytes > memory::PAGE).then(|| changes.len() * memory::PAGE / bytes);

@@ -4,13 +4,15 @@ use super::pairing::{Paired, Pairing};
 use super::record::Tally;
 use super::{Compared, Verify, VerifyError};
 use crate::backfill::scan::Page;
+use crate::item::{Digest, Key};
 use crate::retry;
 use crate::state::Row;
+use crate::task::Tasks;
 use futures::future::try_join_all;
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use std::future::Future;
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -22,26 +24,29 @@ const SUSPECTS: usize = 2000;
 const TELL: Duration = Duration::from_secs(10);
 
 impl Verify {
-    /// Compares what is left; whether it came to the end, or to as many differences as were asked for.
-    pub(super) async fn segments(&self) -> Result<bool, VerifyError> {
+    /// Compares what is left, each segment in a task; whether it came to the end, or to as many differences as were asked
+    /// for.
+    pub(super) async fn segments(self: &Arc<Self>) -> Result<bool, VerifyError> {
         let mut left = self.left.iter();
-        let mut under_way = FuturesUnordered::new();
+        let mut under_way = Tasks::new();
         let mut tell = tokio::time::interval_at(Instant::now() + TELL, TELL);
         loop {
             while under_way.len() < self.request.parallel.max(1)
                 && let Some(segment) = left.next()
             {
-                under_way.push(Box::pin(self.segment(*segment)));
+                let (verify, segment) = (Arc::clone(self), *segment);
+                under_way.spawn(async move { verify.segment(segment).await });
             }
             tokio::select! {
                 biased;
-                done = under_way.next() => match done {
-                    Some(done) => done?,
+                done = under_way.join_next() => match done {
+                    Some(done) => done??,
                     None => return Ok(true),
                 },
                 _ = tell.tick() => self.tell(),
             }
             if self.request.stop_after.is_some_and(|most| self.found.load(Ordering::Relaxed) >= most) {
+                under_way.abort_all().await;
                 return Ok(false);
             }
         }
@@ -62,9 +67,8 @@ impl Verify {
             scans = ahead;
             for (side, page) in pages {
                 tally.read_units += page.read_units;
-                for mut item in page.items {
-                    item.0.remove(&self.stamp);
-                    let (key, item) = match self.compared(side, item) {
+                for item in page.items {
+                    let (key, content) = match item {
                         Ok(Some(compared)) => compared,
                         Ok(None) => continue,
                         Err(Compared::NoKey(name)) => return Err(VerifyError::NoKey(name)),
@@ -75,7 +79,7 @@ impl Verify {
                             continue;
                         }
                     };
-                    match pairing.add(side, key, item.digest(None)) {
+                    match pairing.add(side, key, content) {
                         Paired::Waits => {}
                         Paired::Equal => {
                             tally.compared += 1;
@@ -104,7 +108,7 @@ impl Verify {
         self.record.lock().unwrap_or_else(PoisonError::into_inner).segment(segment, &tally)
     }
 
-    async fn suspect(&self, segment: u32, key: crate::item::Key) -> Result<Tally, VerifyError> {
+    async fn suspect(&self, segment: u32, key: Key) -> Result<Tally, VerifyError> {
         let tally = Box::pin(self.settle(segment, key)).await?;
         self.found.fetch_add(tally.remaining(), Ordering::Relaxed);
         Ok(tally)
@@ -115,12 +119,12 @@ impl Verify {
         segment: u32,
         side: usize,
         after: Option<Row>,
-    ) -> Result<(usize, Page), VerifyError> {
+    ) -> Result<(usize, Page<Result<Option<(Key, Digest)>, Compared>>), VerifyError> {
         if self.drain.is_cancelled() {
             return Err(VerifyError::Stopped);
         }
         let scan = &self.sides[side].scan;
-        let read = || scan.page(segment, after.clone(), PAGE);
+        let read = || scan.page(segment, after.clone(), PAGE, |item| self.compared(side, item));
         let notice = |failure: &crate::failure::Failure, _| {
             tracing::warn!(member = self.sides[side].name, why = %failure, "a page is read again");
         };

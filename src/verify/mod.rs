@@ -32,13 +32,14 @@ use crate::shape::accepted::expected;
 use crate::shape::{Shape, Unshaped};
 use crate::state::{StateError, StateTable};
 use crate::telemetry::metrics::Metrics;
+use crate::view::Fields;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use rand::seq::index;
 use record::{Header, Record, Tally};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::sync::atomic::AtomicU64;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -128,6 +129,9 @@ pub enum VerifyError {
     /// As many differences were found as were asked for.
     #[error("stopped after {0} differences; the rest is not compared")]
     Enough(u64),
+    /// A segment's task.
+    #[error("a segment's comparison ended unexpectedly: {0}")]
+    Task(#[from] tokio::task::JoinError),
     /// Asked to stop.
     #[error("stopped as asked")]
     Stopped,
@@ -319,30 +323,34 @@ impl Verify {
     /// # Errors
     /// [`VerifyError`]; what is done is in the record.
     pub async fn run(self) -> Result<Tally, VerifyError> {
-        let whole = Box::pin(self.segments()).await?;
-        if !whole {
-            let found = self.found.into_inner();
-            return Err(VerifyError::Enough(found));
+        let verify = Arc::new(self);
+        if !verify.segments().await? {
+            return Err(VerifyError::Enough(verify.found.load(Ordering::Relaxed)));
         }
-        let record = self.record.into_inner().unwrap_or_else(PoisonError::into_inner);
-        record.end()
+        // Nobody else has it any more.
+        let verify = Arc::into_inner(verify).ok_or(VerifyError::Stopped)?;
+        verify.record.into_inner().unwrap_or_else(PoisonError::into_inner).end()
     }
 
-    /// The key and the content by which an item of a member is compared; `None` when the filter does not let it through.
-    fn compared(&self, side: usize, item: Item) -> Result<Option<(Key, Item)>, Compared> {
+    /// The key and the content's digest by which an item of a member is compared; `None` when the filter does not let it through.
+    fn compared(&self, side: usize, mut item: Fields<'_>) -> Result<Option<(Key, Digest)>, Compared> {
+        item.take(&self.stamp);
         let key =
-            |item: &Item| item.key(&self.sides[side].keys).map_err(|name| Compared::NoKey(name.to_owned()));
-        let Some(shape) = self.shape.as_ref().filter(|_| side == 0) else {
-            return Ok(Some((key(&item)?, item)));
-        };
-        let shaped = match shape.lets_through(&item) {
-            Ok(false) => return Ok(None),
-            Ok(true) => shape.item(&item),
-            Err(why) => Err(why),
-        };
-        match shaped {
-            Ok(shaped) => Ok(Some(shaped)),
-            Err(why) => Err(Compared::Unshaped(key(&item)?, why)),
+            Key::within(&item, &self.sides[side].keys).map_err(|name| Compared::NoKey(name.to_owned()))?;
+        if self.shape.is_none() || side > 0 {
+            return Ok(Some((key, item.digest())));
+        }
+        match self.shaped(&item.to_item()) {
+            Ok(shaped) => Ok(shaped.map(|(key, item)| (key, item.digest(None)))),
+            Err(why) => Err(Compared::Unshaped(key, why)),
+        }
+    }
+
+    /// An item of the source as its peers get it; `None` when the filter does not let it through.
+    fn shaped(&self, item: &Item) -> Result<Option<(Key, Item)>, Unshaped> {
+        match &self.shape {
+            Some(shape) if shape.lets_through(item)? => shape.item(item).map(Some),
+            _ => Ok(None),
         }
     }
 

@@ -2,10 +2,11 @@
 
 use super::judge::{self, Difference, Group, Held, Kind, Mend};
 use super::record::Tally;
-use super::{Compared, Prefer, Side, Verify, VerifyError};
+use super::{Prefer, Side, Verify, VerifyError};
 use crate::change::Image;
+use crate::content::Content;
 use crate::failure::{Class, Failure};
-use crate::item::{Digest, Item, Key};
+use crate::item::{Digest, Key};
 use crate::json;
 use crate::peer::{Outcome, Placed, StepError};
 use crate::retry;
@@ -119,15 +120,16 @@ impl Verify {
         if self.shape.is_some()
             && let Some(image) = images[0].take()
         {
-            match self.compared(0, image.content) {
+            match self.shaped(&image.content.item()) {
                 // The source's own stamp says nothing of the shaped content.
-                Ok(shaped) => images[0] = shaped.map(|(_, content)| Image { content, stamp: None }),
-                Err(Compared::Unshaped(key, why)) => unshaped = Some((key, why)),
-                Err(Compared::NoKey(name)) => return Err(VerifyError::NoKey(name)),
+                Ok(shaped) => {
+                    images[0] = shaped.map(|(_, item)| Image { content: item.into(), stamp: None });
+                }
+                Err(why) => unshaped = source.flatten().map(|key| (key, why)),
             }
         }
         // Most are the same by now, and the ledger has nothing to say about that.
-        let content = |image: &Option<Image>| image.as_ref().map(|image| image.content.digest(None));
+        let content = |image: &Option<Image>| image.as_ref().map(|image| image.content.digest());
         let same = images.windows(2).all(|two| content(&two[0]) == content(&two[1]));
         let about = if self.group { &self.sides[..1] } else { &self.sides[1..] };
         let read = |side| async move {
@@ -156,7 +158,7 @@ impl Verify {
     fn seen(&self, look: &Look) -> Seen {
         let ceiling = Hlc::from_millis(self.options.clock.millis()).plus(self.max_drift);
         let held = |image: &Image| Held {
-            content: image.content.digest(None),
+            content: image.content.digest(),
             stamp: image.stamp.filter(|stamp| stamp.version.hlc <= ceiling),
         };
         (look.images.iter().map(|image| image.as_ref().map(held)).collect(), look.tombstones.clone())
@@ -251,7 +253,7 @@ impl Verify {
     /// One conditional write; that something newer is there is no failure.
     async fn write_to(&self, side: &Side, key: &Key, mend: &Mend, look: &Look) -> Result<(), Failure> {
         let (peer, version) = (&side.peer, mend.version);
-        let content: Option<&Item> =
+        let content: Option<&Content> =
             mend.from.and_then(|from| look.images.get(from)?.as_ref()).map(|image| &image.content);
         match content {
             Some(content) if self.group => of_step(peer.place(content, version).await).map(|_: Placed| ()),
@@ -323,15 +325,15 @@ fn of_step<T>(step: Result<T, StepError>) -> Result<T, Failure> {
 /// The member whose item has the highest value of an attribute; `None` when one of the items lacks it, or two of
 /// different contents share it.
 fn newest(images: &[Option<Image>], attribute: &str) -> Option<usize> {
-    let mut best: Option<(usize, &AttributeValue, &Image)> = None;
+    let mut best: Option<(usize, AttributeValue, &Image)> = None;
     for (index, image) in images.iter().enumerate() {
         let Some(image) = image else { continue };
-        let value = image.content.0.get(attribute)?;
+        let value = image.content.fields().get(attribute)?.to_value();
         best = match best {
             None => Some((index, value, image)),
-            Some(before) => match order(value, before.1)? {
+            Some(before) => match order(&value, &before.1)? {
                 Ordering::Greater => Some((index, value, image)),
-                Ordering::Equal if before.2.content != image.content => return None,
+                Ordering::Equal if before.2.content.digest() != image.content.digest() => return None,
                 _ => Some(before),
             },
         };

@@ -415,8 +415,9 @@ mod tests {
         let body = json!({
             "SequenceNumber": sequence.to_string(), "ApproximateCreationDateTime": 1, "Keys": { "id": { "S": "k" } },
         });
-        let record = serde_json::from_value(json!({ "eventName": "REMOVE", "dynamodb": body })).unwrap();
-        Arc::new(Page::new(vec![Change::decode(record, "stamp").unwrap()]))
+        let record = json!({ "eventName": "REMOVE", "dynamodb": body }).to_string();
+        let record = serde_json::from_str(&record).unwrap();
+        Arc::new(Page::new(vec![Change::decode(record, "stamp", true).unwrap()]))
     }
 
     /// Feeds with a lane for each start; each holds one page that it has not taken.

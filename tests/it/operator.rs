@@ -353,7 +353,7 @@ async fn the_stamp_is_not_what_an_operator_must_know() {
     eventually("it is refused", || worker.metric("shardwalker_dead_letters_total", &[]) == 2.0).await;
     let letter = operator.letters("b").await.remove(0);
     let change = operator.letters.record("copy", "b", &letter).await.unwrap();
-    let image = change.new.unwrap().content;
+    let image = change.new.unwrap().content.item();
     assert!(image.0.contains_key("value") && !image.0.contains_key(STAMP));
     worker.stop().await.unwrap();
     let admin = Client::admin(&world.sandbox, PEERS[0].0);

@@ -9,6 +9,7 @@ use rand::{RngCore, SeedableRng};
 use shardwalker::aws::{Aws, Clients};
 use shardwalker::change::{Change, Event, Image, SequenceNumber};
 use shardwalker::clock::Clock;
+use shardwalker::content::Content;
 use shardwalker::dead_letters::{self, DeadLetters, Reason};
 use shardwalker::failure::{Class, Failure};
 use shardwalker::item::{Item, Key};
@@ -75,7 +76,7 @@ impl Parts {
     }
 
     async fn put(&self, value: &str, version: Version, creates: bool) -> Outcome {
-        let content = Item(with("k", &[("value", s(value))]));
+        let content = Content::from(Item(with("k", &[("value", s(value))])));
         self.peer.put(&content, &key(), version, creates).await.unwrap()
     }
 
@@ -155,7 +156,7 @@ async fn a_creation_whose_check_never_came_is_checked_by_the_replay() {
     let parts = parts().await;
     let (v, tombstone) = (parts.at(-7), parts.at(-5));
     parts.ledger.raise("b", key().digest(), tombstone).await.unwrap();
-    let content = Item(with("k", &[("value", s("created by a worker that died"))]));
+    let content = Content::from(Item(with("k", &[("value", s("created by a worker that died"))])));
     let stamp = Stamp::of(&content, v).to_string();
     parts.application(Some(s(&stamp))).await;
     assert_eq!(parts.put("created by a worker that died", v, false).await, Outcome::Superseded);
@@ -165,7 +166,7 @@ async fn a_creation_whose_check_never_came_is_checked_by_the_replay() {
 #[tokio::test(start_paused = true)]
 async fn what_has_no_stamp_or_none_to_believe_is_overwritten_and_deleted() {
     let parts = parts().await;
-    let future = Stamp::of(&Item::default(), parts.at(3600)).to_string();
+    let future = Stamp::of(&Item::default().into(), parts.at(3600)).to_string();
     let stamps = [
         None,
         Some(AttributeValue::N("5".into())),
@@ -203,7 +204,7 @@ async fn lost_answers_do_not_change_the_outcome() {
     for operation in ["PutItem", "DeleteItem"] {
         faults.add(Rule::new(Effect::DropAnswer).operation(operation).account(PEERS[0].0).times(1));
     }
-    let content = Item(with("k", &[("value", s("1"))]));
+    let content = Content::from(Item(with("k", &[("value", s("1"))])));
     let version = parts.at(-3);
     assert!(parts.peer.put(&content, &key(), version, true).await.is_err());
     assert_eq!(parts.peer.put(&content, &key(), version, true).await.unwrap(), Outcome::Applied);
@@ -353,7 +354,7 @@ async fn a_letter_larger_than_a_row_is_split_and_comes_back_whole() {
     let mut image = || {
         let mut bytes = vec![0; 300 * 1024];
         random.fill_bytes(&mut bytes);
-        let content = Item(with("k", &[("bytes", AttributeValue::B(bytes.into()))]));
+        let content = Content::from(Item(with("k", &[("bytes", AttributeValue::B(bytes.into()))])));
         Some(Image { content, stamp: None })
     };
     let change = Change {

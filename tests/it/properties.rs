@@ -14,6 +14,7 @@ use shardwalker::aws::Aws;
 use shardwalker::change::{Change, Event, Image, SequenceNumber};
 use shardwalker::clock::Clock;
 use shardwalker::config::{Config, Place};
+use shardwalker::content::Content;
 use shardwalker::dead_letters::{self, DeadLetters, Reason};
 use shardwalker::failure::{Class, Failure};
 use shardwalker::item::{Item, Key};
@@ -22,9 +23,9 @@ use shardwalker::lease::row::{Lease, PeerPosition};
 use shardwalker::lease::table::LeaseTable;
 use shardwalker::sandbox::{Options, Sandbox};
 use shardwalker::state::StateTable;
-use shardwalker::stream::wire;
 use shardwalker::telemetry::metrics::Metrics;
 use shardwalker::version::{Hlc, Mark, Stamp, Version};
+use shardwalker::wire;
 use std::collections::HashMap;
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -156,20 +157,21 @@ proptest! {
             let mut written = Vec::new();
             for (index, mut content) in items.into_iter().enumerate() {
                 content.insert("id".into(), s(&index.to_string()));
-                let content = Item(content);
-                let stamp = Stamp::of(&content, Version::new(Hlc::from_millis(hlc), 3));
-                let put = client.db.put_item().table_name("items").set_item(Some(content.0));
+                let stamp = Content::from(Item(content.clone()));
+                let stamp = Stamp::of(&stamp, Version::new(Hlc::from_millis(hlc), 3));
+                let put = client.db.put_item().table_name("items").set_item(Some(content));
                 put.item("stamp", s(&stamp.to_string())).send().await.unwrap();
                 written.push(stamp);
             }
             let shard = sandbox.shards(&table).unwrap()[0].id.clone();
             let iterator = client.oldest(&stream, &shard).await;
-            let records = wire::get_records(&client.streams, &iterator, 1000).await.unwrap().unwrap().records;
+            let answer = wire::get_records(&client.streams, &iterator, 1000).await.unwrap();
+            let records = answer.read::<wire::Page<'_>>().unwrap().unwrap().records;
             prop_assert_eq!(records.len(), written.len());
             for (record, stamp) in records.into_iter().zip(written) {
-                let new = Change::decode(record, "stamp").unwrap().new.unwrap();
+                let new = Change::decode(record, "stamp", true).unwrap().new.unwrap();
                 prop_assert_eq!(new.stamp, Some(stamp));
-                prop_assert_eq!(new.content.digest(None), stamp.digest);
+                prop_assert_eq!(new.content.digest(), stamp.digest);
             }
             Ok(())
         })?;
@@ -259,7 +261,9 @@ fn image() -> impl Strategy<Value = Option<Image>> {
         let hlc = format!("{hlc:016x}").parse().unwrap();
         Some(Stamp { version: Version::new(hlc, member), mark: Mark::Put, digest: digest.into() })
     });
-    prop::option::of((item(), stamp).prop_map(|(content, stamp)| Image { content: Item(content), stamp }))
+    prop::option::of(
+        (item(), stamp).prop_map(|(content, stamp)| Image { content: Item(content).into(), stamp }),
+    )
 }
 
 fn change() -> impl Strategy<Value = Change> {
@@ -271,7 +275,9 @@ fn change() -> impl Strategy<Value = Change> {
             if let Some(new) = &mut new {
                 // Does not compress.
                 let noise = blake3_noise(&sequence, bulk);
-                new.content.0.insert("bulk".into(), AttributeValue::B(Blob::new(noise)));
+                let mut item = new.content.item();
+                item.0.insert("bulk".into(), AttributeValue::B(Blob::new(noise)));
+                new.content = item.into();
             }
             Change {
                 sequence: SequenceNumber::parse(&sequence).unwrap(),

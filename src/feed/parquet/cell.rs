@@ -1,8 +1,8 @@
 //! A value as a cell of a column: exact, or not at all.
 
 use crate::config::ColumnType;
-use crate::feed::lines::{self, Spelling};
-use aws_sdk_dynamodb::types::AttributeValue;
+use crate::json::{Spelling, write_value};
+use crate::view::View;
 use bigdecimal::{BigDecimal, ToPrimitive};
 
 /// One cell.
@@ -20,12 +20,12 @@ pub(super) enum Cell {
 
 /// A value as a cell of a column; `None` when it does not fit. Only with `exact` a double must read back as the number
 /// that it was.
-pub(super) fn of(value: &AttributeValue, kind: ColumnType, exact: bool) -> Option<Cell> {
-    use AttributeValue as A;
+pub(super) fn of(value: &View<'_>, kind: ColumnType, exact: bool) -> Option<Cell> {
+    use View as A;
     match (kind, value) {
         (_, A::Null(_)) => None,
         (ColumnType::String, A::S(text) | A::N(text)) => Some(Cell::Bytes(text.as_bytes().to_vec())),
-        (ColumnType::Binary, A::B(bytes)) => Some(Cell::Bytes(bytes.as_ref().to_vec())),
+        (ColumnType::Binary, A::B(bytes)) => Some(Cell::Bytes(bytes.to_vec())),
         (ColumnType::Boolean, A::Bool(flag)) => Some(Cell::Bool(*flag)),
         (ColumnType::Int64, A::N(digits)) => whole(digits).map(Cell::Int),
         (ColumnType::Double, A::N(digits)) => {
@@ -41,16 +41,16 @@ pub(super) fn of(value: &AttributeValue, kind: ColumnType, exact: bool) -> Optio
         (ColumnType::List, A::L(values)) => values.iter().map(text).collect::<Option<_>>().map(Cell::List),
         (ColumnType::Json, value) => {
             let mut out = Vec::new();
-            lines::value(value, Spelling::Plain, &mut out);
+            write_value(value, Spelling::Plain, &mut out);
             Some(Cell::Bytes(out))
         }
         _ => None,
     }
 }
 
-fn text(value: &AttributeValue) -> Option<Vec<u8>> {
+fn text(value: &View<'_>) -> Option<Vec<u8>> {
     match value {
-        AttributeValue::S(text) | AttributeValue::N(text) => Some(text.as_bytes().to_vec()),
+        View::S(text) | View::N(text) => Some(text.as_bytes().to_vec()),
         _ => None,
     }
 }
@@ -88,7 +88,7 @@ mod tests {
     use super::*;
 
     fn number(digits: &str, kind: ColumnType) -> Option<Cell> {
-        of(&AttributeValue::N(digits.to_owned()), kind, false)
+        of(&View::N(digits.into()), kind, false)
     }
 
     #[test]

@@ -10,11 +10,12 @@ mod schema;
 
 pub use schema::{Schema, Schemas, infer};
 
-use super::{Record, lines};
+use super::Record;
 use crate::change::Change;
 use crate::config::{self, ColumnType, Compression, Images};
 use crate::failure::{Class, Failure};
-use crate::item::Item;
+use crate::json::{Spelling, write_entries};
+use crate::view::{Fields, View};
 use ::parquet::basic::{
     Compression as Codec, LogicalType, Repetition, TimeUnit, Type as Physical, ZstdLevel,
 };
@@ -22,16 +23,15 @@ use ::parquet::data_type::{
     BoolType, ByteArray, ByteArrayType, DoubleType, FixedLenByteArray, FixedLenByteArrayType, Int64Type,
 };
 use ::parquet::errors::ParquetError;
-use ::parquet::file::properties::WriterProperties;
+use ::parquet::file::properties::{EnabledStatistics, WriterProperties};
 use ::parquet::file::writer::{SerializedColumnWriter, SerializedFileWriter};
 use ::parquet::schema::types::Type;
-use aws_sdk_dynamodb::types::AttributeValue;
 use cell::Cell;
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 /// A row group has so many bytes of items: its values are in memory a second time while it is made, whatever the file has.
-const GROUP: usize = 4 << 20;
+const GROUP: usize = 8 << 20;
 /// Bytes of a decimal: what 38 digits need.
 const DECIMAL_BYTES: i32 = 16;
 
@@ -165,6 +165,8 @@ impl Kind {
 
 /// The feed's own columns with text.
 const TEXTS: [&str; 6] = ["_event", "_sequence", "_version", "_member", "_shard", "_key"];
+/// Own columns that hardly hold a value twice, so that no dictionary is tried.
+const DISTINCT: [&str; 5] = ["_sequence", "_version", "_key", REST, OLD];
 const CREATED: &str = "_created";
 const REST: &str = "_rest";
 const OLD: &str = "_old";
@@ -183,11 +185,15 @@ fn write(feed: &config::Feed, schema: &Schema, records: &[Record<'_>]) -> Result
         Compression::None => Codec::UNCOMPRESSED,
         Compression::Zstd | Compression::Gzip => Codec::ZSTD(ZstdLevel::default()),
     };
-    let properties = WriterProperties::builder()
+    let mut properties = WriterProperties::builder()
         .set_compression(codec)
+        .set_statistics_enabled(EnabledStatistics::Chunk)
         // The default names the library's version, which says nothing about the data.
-        .set_created_by("shardwalker".to_owned())
-        .build();
+        .set_created_by("shardwalker".to_owned());
+    for name in DISTINCT {
+        properties = properties.set_column_dictionary_enabled(name.into(), false);
+    }
+    let properties = properties.build();
     let fields = columns.all().map(|column| Arc::clone(&column.spec)).collect();
     let root = Type::group_type_builder("record").with_fields(fields).build()?;
     let mut file = SerializedFileWriter::new(Vec::new(), Arc::new(root), Arc::new(properties))?;
@@ -211,10 +217,10 @@ fn write(feed: &config::Feed, schema: &Schema, records: &[Record<'_>]) -> Result
     file.into_inner()
 }
 
-/// As DynamoDB counts it, so that it depends on nothing else.
+/// As text, so that it depends on nothing else.
 fn size(change: &Change) -> usize {
     let images = [&change.old, &change.new].into_iter().flatten();
-    change.key.attributes().size() + images.map(|image| image.content.size()).sum::<usize>()
+    change.key.attributes().size() + images.map(|image| image.content.text().len()).sum::<usize>()
 }
 
 /// The columns of a file, in the order in which they stand there.
@@ -248,7 +254,8 @@ impl Columns {
     fn push(&mut self, record: &Record<'_>, schema: &Schema) {
         let change = record.change;
         let version = record.version.map(|version| version.to_string());
-        let key = typed(change.key.attributes());
+        let key = Fields::of(&change.key.attributes().0);
+        let key_text = spelled(key.iter());
         let sequence = change.sequence.as_str();
         let texts = [
             Some(record.event),
@@ -256,50 +263,44 @@ impl Columns {
             version.as_deref(),
             Some(record.member),
             Some(record.shard),
-            Some(&key),
+            Some(&key_text),
         ];
         self.own.iter_mut().zip(texts).for_each(|(column, text)| column.text(text));
         let since = change.created.duration_since(UNIX_EPOCH).unwrap_or_default();
         self.created.push(Some(Cell::Int(i64::try_from(since.as_millis()).unwrap_or(i64::MAX))));
-        let item = change.new.as_ref().map_or(change.key.attributes(), |image| &image.content);
-        let left = fill(item, schema, &mut self.attributes);
-        self.rest.text((!left.is_empty()).then(|| spelled(left)).as_deref());
+        let item = change.new.as_ref().map_or(key, |image| image.content.fields());
+        let left = fill(&item, schema, &mut self.attributes);
+        self.rest.text((!left.is_empty()).then(|| spelled(left.into_iter())).as_deref());
         if let Some(old) = &mut self.old {
-            old.text(change.old.as_ref().map(|image| typed(&image.content)).as_deref());
+            old.text(change.old.as_ref().map(|image| image.content.text()));
         }
     }
 }
 
-/// An attribute of an item.
-type Entry<'i> = (&'i String, &'i AttributeValue);
-
 /// Puts an item's attributes into their columns; gives those that have none, or do not fit it.
-fn fill<'i>(item: &'i Item, schema: &Schema, cells: &mut [Column]) -> Vec<Entry<'i>> {
+fn fill<'f, 'v>(item: &'f Fields<'v>, schema: &Schema, cells: &mut [Column]) -> Vec<(&'f str, &'f View<'v>)> {
     let (mut placed, mut misfits) = (0, Vec::new());
     for (column, cells) in schema.columns.iter().zip(cells) {
-        let value = item.0.get(&column.name);
+        let value = item.get(&column.name);
         let cell = value.and_then(|value| cell::of(value, column.kind, schema.inferred));
         match value {
-            Some(value) if cell.is_some() || matches!(value, AttributeValue::Null(_)) => placed += 1,
-            Some(_) => misfits.push(&column.name),
+            Some(value) if cell.is_some() || matches!(value, View::Null(_)) => placed += 1,
+            Some(_) => misfits.push(column.name.as_str()),
             None => {}
         }
         cells.push(cell);
     }
-    if placed == item.0.len() {
+    if placed == item.iter().len() {
         return Vec::new();
     }
-    let has_column = |name: &String| schema.columns.binary_search_by(|column| column.name.cmp(name)).is_ok();
-    item.0.iter().filter(|(name, _)| !has_column(name) || misfits.contains(name)).collect()
+    let has_column =
+        |name: &str| schema.columns.binary_search_by(|column| column.name.as_str().cmp(name)).is_ok();
+    item.iter().filter(|(name, _)| !has_column(name) || misfits.contains(name)).collect()
 }
 
-fn typed(item: &Item) -> String {
-    spelled(item.0.iter().collect())
-}
-
-fn spelled(entries: Vec<Entry<'_>>) -> String {
+fn spelled<'f, 'v: 'f>(entries: impl Iterator<Item = (&'f str, &'f View<'v>)>) -> String {
     let mut out = Vec::new();
-    lines::entries(entries, lines::Spelling::Typed, &mut out);
+    write_entries(entries, Spelling::Typed, &mut out);
     String::from_utf8(out).unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned())
 }
 
@@ -323,7 +324,7 @@ mod tests {
             key: Key::new(item(&json!({ "id": { "S": "k" } }))),
             event: Event::Modify,
             old: None,
-            new: new.map(|new| Image { content: item(&new), stamp: None }),
+            new: new.map(|new| Image { content: item(&new).into(), stamp: None }),
             by_ttl: false,
             size: 0,
         }

@@ -8,6 +8,7 @@ use crate::config::{Column, ColumnType};
 use crate::failure::{Class, Failure};
 use crate::feed::Record;
 use crate::state::{PK, SK, StateTable, text};
+use crate::view::{Fields, View};
 use aws_sdk_dynamodb::types::AttributeValue;
 use std::collections::{BTreeMap, HashMap};
 
@@ -94,32 +95,36 @@ fn from_map(columns: &HashMap<String, AttributeValue>) -> Option<Vec<Column>> {
 /// its values exactly; plain JSON where they are of several kinds.
 #[must_use]
 pub fn infer(records: &[Record<'_>]) -> Vec<Column> {
-    let mut found: BTreeMap<&str, ColumnType> = BTreeMap::new();
+    let mut found: BTreeMap<String, ColumnType> = BTreeMap::new();
     for record in records {
-        let item = record.change.new.as_ref().map_or(record.change.key.attributes(), |image| &image.content);
-        for (name, value) in item.0.iter().filter(|(name, _)| !name.starts_with('_')) {
+        let key = || Fields::of(&record.change.key.attributes().0);
+        let item = record.change.new.as_ref().map_or_else(key, |image| image.content.fields());
+        for (name, value) in item.iter().filter(|(name, _)| !name.starts_with('_')) {
             let Some(kind) = suggests(value) else { continue };
-            found.entry(name).and_modify(|before| *before = both(*before, kind)).or_insert(kind);
+            match found.get_mut(name) {
+                Some(before) => *before = both(*before, kind),
+                None => drop(found.insert(name.to_owned(), kind)),
+            }
         }
     }
-    let column = |(name, kind): (&str, ColumnType)| Column { name: name.to_owned(), kind };
+    let column = |(name, kind)| Column { name, kind };
     found.into_iter().take(MOST).map(column).collect()
 }
 
 /// `None` for a null, which fits everywhere, and for an empty list, which may be one of texts.
-fn suggests(value: &AttributeValue) -> Option<ColumnType> {
+fn suggests(value: &View<'_>) -> Option<ColumnType> {
     Some(match value {
-        AttributeValue::Null(_) => return None,
-        AttributeValue::L(values) if values.is_empty() => return None,
-        AttributeValue::S(_) => ColumnType::String,
-        AttributeValue::N(digits) if cell::whole(digits).is_some() => ColumnType::Int64,
-        AttributeValue::N(digits) if digits.bytes().filter(u8::is_ascii_digit).count() <= DOUBLE_DIGITS => {
+        View::Null(_) => return None,
+        View::L(values) if values.is_empty() => return None,
+        View::S(_) => ColumnType::String,
+        View::N(digits) if cell::whole(digits).is_some() => ColumnType::Int64,
+        View::N(digits) if digits.bytes().filter(u8::is_ascii_digit).count() <= DOUBLE_DIGITS => {
             ColumnType::Double
         }
-        AttributeValue::N(_) => ColumnType::String,
-        AttributeValue::B(_) => ColumnType::Binary,
-        AttributeValue::Bool(_) => ColumnType::Boolean,
-        AttributeValue::Ss(_) | AttributeValue::Ns(_) => ColumnType::List,
+        View::N(_) => ColumnType::String,
+        View::B(_) => ColumnType::Binary,
+        View::Bool(_) => ColumnType::Boolean,
+        View::Ss(_) | View::Ns(_) => ColumnType::List,
         _ => ColumnType::Json,
     })
 }
@@ -160,7 +165,7 @@ mod tests {
                 key: Key::new(crate::json::to_item(&json!({})).unwrap()),
                 event: Event::Insert,
                 old: None,
-                new: Some(Image { content: crate::json::to_item(item).unwrap(), stamp: None }),
+                new: Some(Image { content: crate::json::to_item(item).unwrap().into(), stamp: None }),
                 by_ttl: false,
                 size: 0,
             })

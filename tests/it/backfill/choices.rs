@@ -84,7 +84,7 @@ async fn an_item_keeps_the_version_of_its_own_stamp_when_it_is_clean() {
     let world = &stage.world;
     // `c` is what another route has written; the copy of `d` was changed since, and `e` is from the future.
     let (content, other) = (crate::world::with("c", &[]), crate::world::with("d", &[]));
-    let item = |content: &std::collections::HashMap<_, _>| shardwalker::item::Item(content.clone());
+    let item = |content: &std::collections::HashMap<_, _>| shardwalker::item::Item(content.clone()).into();
     let at = |millis| shardwalker::version::Version::new(shardwalker::version::Hlc::from_millis(millis), 9);
     let text = |content, millis| shardwalker::version::Stamp::of(&item(content), at(millis)).to_string();
     let future = crate::world::with("e", &[]);

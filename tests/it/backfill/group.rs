@@ -151,7 +151,7 @@ async fn a_member_whose_item_is_being_deleted_is_left_to_its_stream() {
     let pair = Pair::new();
     pair.apps[0].put("orders", "k1", "before").await;
     let content = with("k2", &[("value", s("going"))]);
-    let item = shardwalker::item::Item(content.clone());
+    let item = shardwalker::item::Item(content.clone()).into();
     let version =
         shardwalker::version::Version::new(shardwalker::version::Hlc::from_millis(1_700_000_000_000), 2);
     let put = shardwalker::version::Stamp::of(&item, version);

@@ -35,11 +35,12 @@ fn version(version: super::words::Version) -> version::Version {
 
 fn stamp(stamp: Stamp) -> version::Stamp {
     let mark = if stamp.marked { Mark::Deleted } else { Mark::Put };
-    version::Stamp { mark, ..version::Stamp::of(&content(Some(stamp.digest)), version(stamp.version)) }
+    version::Stamp { mark, ..version::Stamp::of(&content(Some(stamp.digest)).into(), version(stamp.version)) }
 }
 
 fn change(old: Option<Item>, new: Option<Item>, created: u8) -> Change {
-    let image = |item: Item| Image { content: content(Some(item.content)), stamp: item.stamp.map(stamp) };
+    let image =
+        |item: Item| Image { content: content(Some(item.content)).into(), stamp: item.stamp.map(stamp) };
     Change {
         sequence: SequenceNumber::parse("1").unwrap(),
         created: UNIX_EPOCH + UNIT * created.into(),
