@@ -89,7 +89,7 @@ async fn measure(arguments: &Arguments) -> anyhow::Result<Value> {
 
 async fn bare(options: Options, items: usize) -> anyhow::Result<Took> {
     let client = Aws::new(options.base).clients(&settings::access()).await.tables;
-    let stamp = Stamp::of(&records::item(0, 1), Version::default()).to_string();
+    let stamp = Stamp::of(&records::item(0, 1).into(), Version::default()).to_string();
     let clock = Stopwatch::start()?;
     let mut tasks = Tasks::new();
     for segment in 0..SEGMENTS {

@@ -39,10 +39,10 @@ use usage::{Stopwatch, Took, megabytes, spread};
 #[derive(Parser)]
 struct Arguments {
     /// Records of a round.
-    #[arg(long, default_value_t = 32_000)]
+    #[arg(long, default_value_t = 256_000)]
     records: usize,
     /// Rounds; the median counts.
-    #[arg(long, default_value_t = 7)]
+    #[arg(long, default_value_t = 5)]
     rounds: usize,
     /// Only the cases whose name contains this.
     #[arg(long, default_value = "")]

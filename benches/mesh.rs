@@ -1,9 +1,10 @@
 //! What a group of three costs: its throughput over that of a one-way route to two peers, and its lag.
 //!
-//! Both are on the embedded sandbox through its in-process door. Throughput: one member's changes are all there when the
-//! service begins, and it has to write each to the two others. In a group it has to read what it wrote from their streams,
-//! too, and to see that it is its own. The service has one thread and the endpoint another, so that what is measured is the
-//! service's cost and not that of an endpoint in its process. Route and group take turns; the median of the rounds counts. Lag: all three
+//! Both are on the embedded sandbox through its in-process door. Throughput: all members have copies of the same items, and
+//! one member's changes are all there when the service begins: it has to write each to the two others. In a group it has to
+//! read what it wrote from their streams, too, and to see that it is its own. The service has one thread and the endpoint
+//! another. The CPU time of the service's thread counts, until nothing is left to do: it is what bounds the throughput
+//! where the endpoint does not, and here it may. Route and group take turns; the median of the rounds counts. Lag: all three
 //! members are written at once, other keys at each, from the answer to the application to that at each of the others.
 
 #![expect(clippy::print_stdout, reason = "a benchmark prints its figures")]
@@ -19,6 +20,9 @@ mod stage;
 #[expect(dead_code, reason = "the benchmarks share it, and each uses a part")]
 #[path = "support/tap.rs"]
 mod tap;
+#[expect(dead_code, reason = "the benchmarks share it, and each uses a part")]
+#[path = "support/usage.rs"]
+mod usage;
 
 use anyhow::Context;
 use clap::Parser;
@@ -36,6 +40,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::time::{Instant, interval};
 use tokio_util::sync::CancellationToken;
+use usage::{Took, spread};
 
 #[derive(Parser)]
 struct Arguments {
@@ -58,6 +63,10 @@ struct Arguments {
 
 const MEMBERS: usize = 3;
 const SHARDS: u32 = 4;
+/// The name of the service's thread.
+const SERVICE: &str = "service";
+/// Enough for what is left once the last put has arrived.
+const REST: Duration = Duration::from_secs(3);
 /// Requests under way in all lanes of one member.
 const CONCURRENCY: usize = 64;
 /// What takes longer than this is stuck.
@@ -67,20 +76,31 @@ const WARM_UP: f64 = 0.2;
 
 fn main() -> anyhow::Result<()> {
     let arguments = Arguments::parse();
-    let one_thread = || tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
-    let (runtime, endpoint) = (one_thread()?, one_thread()?);
-    let mut shares = Vec::new();
-    let (mut one_way, mut group) = (Vec::new(), Vec::new());
+    let one_thread = |name: &str| {
+        tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name(name).enable_all().build()
+    };
+    let (runtime, endpoint) = (one_thread(SERVICE)?, one_thread("endpoint")?);
+    let mut rounds = Vec::new();
     for _ in 0..arguments.rounds {
         let route = runtime.block_on(throughput(arguments.records, false, endpoint.handle()))?;
         let mesh = runtime.block_on(throughput(arguments.records, true, endpoint.handle()))?;
-        shares.push(mesh / route);
-        one_way.push(route);
-        group.push(mesh);
+        rounds.push((route, mesh));
     }
-    let (share, route, mesh) = (median(&mut shares), median(&mut one_way), median(&mut group));
-    let (least, most) = (shares[0], shares[shares.len() - 1]);
-    println!("one way {route:.0}/s, group {mesh:.0}/s: {share:.2} ({least:.2} to {most:.2})");
+    let puts = (arguments.records * (MEMBERS - 1)) as f64;
+    let rate = |took: &Took| puts / took.wall.as_secs_f64();
+    let micros = |took: &Took| took.cpu.as_secs_f64() * 1e6 / puts;
+    let (share, least, most) = spread(&rounds, &|(route, mesh)| micros(route) / micros(mesh));
+    let (wall, wall_least, wall_most) = spread(&rounds, &|(route, mesh)| rate(mesh) / rate(route));
+    let (route, mesh) =
+        (spread(&rounds, &|(route, _)| rate(route)).0, spread(&rounds, &|(_, mesh)| rate(mesh)).0);
+    let (route_cpu, mesh_cpu) =
+        (spread(&rounds, &|(route, _)| micros(route)).0, spread(&rounds, &|(_, mesh)| micros(mesh)).0);
+    println!(
+        "CPU of a put: one way {route_cpu:.1} µs, group {mesh_cpu:.1} µs: {share:.2} ({least:.2} to {most:.2})"
+    );
+    println!(
+        "puts a second: one way {route:.0}, group {mesh:.0}: {wall:.2} ({wall_least:.2} to {wall_most:.2})"
+    );
     let mut lags = tokio::runtime::Runtime::new()?.block_on(lag(&arguments))?;
     lags.sort_unstable();
     let at = |share: f64| lags[((lags.len() - 1) as f64 * share) as usize];
@@ -90,6 +110,9 @@ fn main() -> anyhow::Result<()> {
         json!({
             "one_way_puts_per_second": route,
             "group_puts_per_second": mesh,
+            "one_way_cpu_us_per_put": route_cpu,
+            "group_cpu_us_per_put": mesh_cpu,
+            "wall_share": wall,
             "share": share,
             "share_least": least,
             "share_most": most,
@@ -99,11 +122,6 @@ fn main() -> anyhow::Result<()> {
         })
     );
     Ok(())
-}
-
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
 
 /// A running service, and what it puts.
@@ -130,17 +148,29 @@ impl Running {
     }
 }
 
-/// Puts a second at the two other members, of changes that are there in one member's stream.
-async fn throughput(records: usize, group: bool, endpoint: &Handle) -> anyhow::Result<f64> {
+/// What it takes to put at the two other members what changed at one, where all have copies of the same items.
+async fn throughput(records: usize, group: bool, endpoint: &Handle) -> anyhow::Result<Took> {
     let stage = stage().await?;
     for member in 0..MEMBERS {
-        fill(&stage, member, records, 1).await?;
         stage.stream_of(member).await?;
     }
+    fill(&stage, 0, records, 1).await?;
+    copied(&stage, 1, records, group, endpoint).await?;
     fill(&stage, 0, records, 2).await?;
+    copied(&stage, 2, records, group, endpoint).await
+}
+
+/// Until all that is in the streams is copied: the time up to the last put, and the service's CPU time up to the end.
+async fn copied(
+    stage: &Stage,
+    seed: u64,
+    records: usize,
+    group: bool,
+    endpoint: &Handle,
+) -> anyhow::Result<Took> {
     let puts = records * (MEMBERS - 1);
     let (seen, reached) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
-    let mut options = stage.options(1);
+    let mut options = stage.options(seed);
     let (count, done) = (Arc::clone(&seen), Arc::clone(&reached));
     let endpoint = endpoint.clone();
     options.base.http = options.base.http.map(|http| {
@@ -150,13 +180,15 @@ async fn throughput(records: usize, group: bool, endpoint: &Handle) -> anyhow::R
             }
         })
     });
-    let read = Read { min_interval: Duration::from_millis(1), ..Read::default() };
-    let begun = Instant::now();
-    let running = Running::start(config(group, read), options).await?;
+    let (begun, cpu) = (Instant::now(), usage::cpu_of(|name| name == SERVICE)?);
+    let running = Running::start(config(group, Read::default()), options).await?;
     tokio::time::timeout(PATIENCE, reached.notified()).await.context("the changes did not arrive")?;
-    let took = begun.elapsed();
+    let wall = begun.elapsed();
+    // What was put comes back in the members' streams.
+    tokio::time::sleep(REST).await;
+    let cpu = usage::cpu_of(|name| name == SERVICE)?.saturating_sub(cpu);
     running.stop().await?;
-    Ok(puts as f64 / took.as_secs_f64())
+    Ok(Took { wall, cpu })
 }
 
 fn config(group: bool, read: Read) -> Config {

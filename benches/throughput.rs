@@ -37,6 +37,7 @@ use serde_json::{Value, json};
 use settings::STAMP;
 use shardwalker::aws::Aws;
 use shardwalker::config::Read;
+use shardwalker::content::Content;
 use shardwalker::item::Item;
 use shardwalker::service::{Options, Service};
 use shardwalker::task::Tasks;
@@ -214,7 +215,7 @@ async fn path(options: Options, work: Work, counted: &Puts) -> anyhow::Result<To
 async fn bare(options: Options, work: Work, items: &Arc<Vec<Item>>, counted: &Puts) -> anyhow::Result<Took> {
     let client = Aws::new(options.base).clients(&settings::access()).await.tables;
     let version = Version::new(Hlc::from_millis(1_767_225_600_000), 0);
-    let stamp = Stamp::of(&items[0], version).to_string();
+    let stamp = Stamp::of(&Content::from(&items[0]), version).to_string();
     let next = Arc::new(AtomicUsize::new(0));
     counted.expect(items.len() * work.peers);
     let clock = Stopwatch::start()?;

@@ -45,9 +45,18 @@ impl Stopwatch {
 
 /// The CPU time of all threads of this process, in the scheduler's nanoseconds. None may have ended meanwhile.
 fn cpu() -> anyhow::Result<Duration> {
+    cpu_of(|_| true)
+}
+
+/// The same of the threads whose names are chosen.
+pub(crate) fn cpu_of(chosen: impl Fn(&str) -> bool) -> anyhow::Result<Duration> {
     let mut nanos = 0;
     for thread in std::fs::read_dir("/proc/self/task").context("CPU time is read from Linux's /proc")? {
-        let text = std::fs::read_to_string(thread?.path().join("schedstat"))?;
+        let thread = thread?.path();
+        if !chosen(std::fs::read_to_string(thread.join("comm"))?.trim_end()) {
+            continue;
+        }
+        let text = std::fs::read_to_string(thread.join("schedstat"))?;
         nanos += text.split(' ').next().unwrap_or_default().parse::<u64>()?;
     }
     Ok(Duration::from_nanos(nanos))
