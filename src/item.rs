@@ -24,12 +24,7 @@ impl Item {
     /// # Errors
     /// The name of one that the item lacks.
     pub fn key<'a>(&self, names: &'a [String]) -> Result<Key, &'a str> {
-        let mut key = Self::default();
-        for name in names {
-            let value = self.0.get(name).ok_or(name.as_str())?;
-            key.0.insert(name.clone(), value.clone());
-        }
-        Ok(Key::new(key))
+        Key::within(&Fields::of(&self.0), names)
     }
 
     /// Bytes that DynamoDB counts for this item, near enough for bounds on memory.

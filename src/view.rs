@@ -178,7 +178,9 @@ impl<'a> View<'a> {
                 fields.feed(out);
             }
             Self::Ss(set) => feed_set(b's', set.iter().map(|text| Cow::Borrowed(text.as_bytes())), out),
-            Self::Ns(set) => feed_set(b'n', set.iter().map(|digits| canonical_number(digits)), out),
+            Self::Ns(set) => {
+                feed_set(b'n', set.iter().map(|digits| Cow::Owned(canonical_number(digits))), out)
+            }
             Self::Bs(set) => feed_set(b'b', set.iter().map(|bytes| Cow::Borrowed(&**bytes)), out),
             Self::Unknown => out.push(b'?'),
         }
@@ -211,7 +213,7 @@ fn feed_count(count: usize, out: &mut Vec<u8>) {
 
 /// A decimal number as sign, digits without zeros at either end, and the exponent of the last digit. What is
 /// not a decimal number stays as it is, marked.
-fn canonical_number(text: &str) -> Cow<'_, [u8]> {
+fn canonical_number(text: &str) -> Vec<u8> {
     fn parts(text: &str) -> Option<Vec<u8>> {
         let (negative, rest) = match text.as_bytes().first()? {
             b'-' => (true, &text[1..]),
@@ -239,7 +241,7 @@ fn canonical_number(text: &str) -> Cow<'_, [u8]> {
         out.extend_from_slice(exponent.to_string().as_bytes());
         Some(out)
     }
-    Cow::Owned(parts(text).unwrap_or_else(|| [b"!", text.as_bytes()].concat()))
+    parts(text).unwrap_or_else(|| [b"!", text.as_bytes()].concat())
 }
 
 impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {

@@ -57,7 +57,7 @@ impl Peer {
         let request = self.put_request(version, &Expect::AbsentOrOlder).return_values(ReturnValue::AllOld);
         let mut replaced = None;
         let answer = with_item(request, content, Some(self.stamped(&stamp))).send().await.map(|done| {
-            replaced = done.attributes.filter(|item| !item.is_empty()).map(|item| self.image(item).0);
+            replaced = done.attributes.filter(|item| !item.is_empty()).map(|item| self.image(&item).0);
         });
         match self.answer_to_put(answer, version)? {
             Answer::Done => Ok(replaced),
@@ -136,19 +136,14 @@ impl Peer {
             .await;
         let answer = answer.map_err(|error| self.failed(error.into()))?;
         Ok(answer.item.filter(|item| !item.is_empty()).map(|item| {
-            let (image, attribute) = self.image(item);
+            let (image, attribute) = self.image(&item);
             Seen { image, attribute }
         }))
     }
 
     /// An item without our attribute, and that.
-    fn image(&self, mut item: HashMap<String, AttributeValue>) -> (Image, Option<AttributeValue>) {
-        let attribute = item.remove(&self.stamp);
-        let stamp = match &attribute {
-            Some(AttributeValue::S(text)) => Stamp::parse(text),
-            _ => None,
-        };
-        (Image { content: Content::digested(&Fields::of(&item)), stamp }, attribute)
+    fn image(&self, item: &HashMap<String, AttributeValue>) -> (Image, Option<AttributeValue>) {
+        (Image::of(Fields::of(item), &self.stamp, true), item.get(&self.stamp).cloned())
     }
 
     /// Sets the stamp of an item that has `seen` in its place; `false` when it has not.

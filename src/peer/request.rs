@@ -172,9 +172,7 @@ impl Peer {
 
     /// What is on an item beside our attribute.
     pub(super) fn content(&self, item: Option<&HashMap<String, AttributeValue>>) -> Content {
-        let mut fields = item.map(Fields::of).unwrap_or_default();
-        fields.take(&self.stamp);
-        Content::digested(&fields)
+        Image::of(item.map(Fields::of).unwrap_or_default(), &self.stamp, true).content
     }
 
     /// Beyond this a stamp is not believed. It follows this worker's clock, and never falls behind the versions

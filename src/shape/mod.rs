@@ -132,6 +132,14 @@ impl Shape {
         self.filter.as_ref().map_or(Ok(true), |filter| filter.holds(item)).map_err(Unshaped)
     }
 
+    /// The same of an image, whose values are made only where something is asked of them.
+    fn lets_image(&self, image: &Image) -> Result<bool, Unshaped> {
+        let config = &self.config;
+        let asks =
+            self.filter.is_some() || !config.key_prefix.is_empty() || !config.attribute_equals.is_empty();
+        if asks { self.lets_through(&image.content.item()) } else { Ok(true) }
+    }
+
     /// Whether items with this key can be in the filter, as far as it looks at the key's attributes one by one.
     fn lets_key(&self, key: &Key) -> bool {
         self.declared_lets(key.attributes(), |name| self.kinds.contains_key(name))
@@ -158,7 +166,7 @@ impl Shape {
         if !self.lets_key(&change.key) {
             return Ok(Judged::Skip);
         }
-        let lets = |image: &Image| self.lets_through(&image.content.item());
+        let lets = |image: &Image| self.lets_image(image);
         let was_out =
             || change.event == Event::Insert || change.old.as_ref().is_some_and(|old| lets(old) == Ok(false));
         Ok(match &change.new {
@@ -185,7 +193,7 @@ impl Shape {
             (Judged::Delete | Judged::Put { .. }, _) => (Event::Remove, None),
         };
         let told = |_: &&Image| images == Images::Both && event != Event::Insert;
-        let was_in = |old: &&Image| self.lets_through(&old.content.item()) == Ok(true);
+        let was_in = |old: &&Image| self.lets_image(old) == Ok(true);
         let old = change.old.as_ref().filter(told).filter(was_in);
         let old = old.and_then(|old| Result::<_, Unshaped>::ok(image(old)));
         let key = self.key(&change.key)?;

@@ -130,7 +130,9 @@ pub enum VerifyError {
     #[error("stopped after {0} differences; the rest is not compared")]
     Enough(u64),
     /// A segment's task.
-    #[error("a segment's comparison ended unexpectedly: {0}")]
+    #[error(
+        "the comparison of a segment broke down: {0}. Nothing is compared falsely; start the same command again, and report it"
+    )]
     Task(#[from] tokio::task::JoinError),
     /// Asked to stop.
     #[error("stopped as asked")]
