@@ -186,16 +186,19 @@ async fn measure(arguments: &Arguments, limits: bool) -> anyhow::Result<Figures>
     ensure!(behind() == f64::from(SHARDS), "the lanes were not let go");
     stage.sandbox.faults().clear();
     let back = Instant::now();
-    let missed = lock(&log).written.len() - lock(&log).caught_up;
-    let before = lock(&log).caught_up;
-    lock(&log).first = None;
+    let (missed, before) = {
+        let mut log = lock(&log);
+        log.first = None;
+        (log.written.len() - log.caught_up, log.caught_up)
+    };
     let joining = async {
         while behind() > 0.0 {
             sleep(Duration::from_millis(100)).await;
         }
     };
     timeout(PATIENCE, joining).await.context("the lanes do not catch up")?;
-    let (joined, written) = (Instant::now(), lock(&log).caught_up - before);
+    let joined = Instant::now();
+    let written = lock(&log).caught_up - before;
     sleep(CALM).await;
     let log = lock(&log);
     ensure!(log.written.len() - log.caught_up <= arguments.rate as usize, "not all records came");

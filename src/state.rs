@@ -14,6 +14,7 @@ use aws_sdk_dynamodb::types::{
     TableDescription, TableStatus, TimeToLiveSpecification, TimeToLiveStatus,
 };
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -30,6 +31,11 @@ pub type Row = HashMap<String, AttributeValue>;
 /// The state table. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct StateTable {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
     client: Client,
     table: String,
     metrics: Metrics,
@@ -83,19 +89,20 @@ impl StateTable {
     /// The state table of a config. Sends nothing.
     #[must_use]
     pub fn new(config: &config::State, clients: &Clients, metrics: Metrics) -> Self {
-        Self { client: clients.tables.clone(), table: config.table.clone(), metrics }
+        let shared = Shared { client: clients.tables.clone(), table: config.table.clone(), metrics };
+        Self { shared: Arc::new(shared) }
     }
 
     /// The client, counted under `operation`.
     pub(crate) fn call(&self, operation: &'static str) -> &Client {
-        self.metrics.state_requests.with_label_values(&[operation]).inc();
-        &self.client
+        self.shared.metrics.state_requests.with_label_values(&[operation]).inc();
+        &self.shared.client
     }
 
     /// The table's name or ARN.
     #[must_use]
     pub fn name(&self) -> &str {
-        &self.table
+        &self.shared.table
     }
 
     /// Sees that the table is there, active and of the right shape; with `create`, makes it when it is not. What
@@ -118,12 +125,12 @@ impl StateTable {
                         made = true;
                     }
                 },
-                Ok(None) => return Err(StateError::Absent(self.table.clone())),
+                Ok(None) => return Err(StateError::Absent(self.shared.table.clone())),
                 Err(error) if error.may_pass() && Instant::now() < patient => {}
                 Err(error) => return Err(error),
             }
             if Instant::now() > deadline {
-                return Err(StateError::NotActive(self.table.clone()));
+                return Err(StateError::NotActive(self.shared.table.clone()));
             }
             tokio::time::sleep(Duration::from_millis(250)).await;
         }
@@ -142,7 +149,7 @@ impl StateTable {
 
     /// `None` when absent, else whether it is active.
     async fn describe(&self) -> Result<Option<bool>, StateError> {
-        let answer = self.call("DescribeTable").describe_table().table_name(&self.table).send().await;
+        let answer = self.call("DescribeTable").describe_table().table_name(&self.shared.table).send().await;
         let table = match answer.map_err(Failure::from) {
             Ok(answer) => answer.table,
             Err(failure) if failure.class == Class::NotFound => return Ok(None),
@@ -150,7 +157,7 @@ impl StateTable {
         };
         let Some(table) = table else { return Ok(Some(false)) };
         if let Some(why) = misfit(&table) {
-            return Err(StateError::Unfit { table: self.table.clone(), why });
+            return Err(StateError::Unfit { table: self.shared.table.clone(), why });
         }
         Ok(Some(table.table_status() == Some(&TableStatus::Active)))
     }
@@ -159,7 +166,7 @@ impl StateTable {
         let mut request = self
             .call("CreateTable")
             .create_table()
-            .table_name(&self.table)
+            .table_name(&self.shared.table)
             .billing_mode(BillingMode::PayPerRequest);
         for (name, kind) in [(PK, KeyType::Hash), (SK, KeyType::Range)] {
             let definition = AttributeDefinition::builder()
@@ -175,7 +182,7 @@ impl StateTable {
             request = request.attribute_definitions(definition).key_schema(key);
         }
         match request.send().await.map_err(Failure::from) {
-            Ok(_) => tracing::info!(table = self.table, "state table is being created"),
+            Ok(_) => tracing::info!(table = self.shared.table, "state table is being created"),
             // Another worker was faster.
             Err(failure) if failure.code == "ResourceInUseException" => {}
             Err(failure) => return Err(self.failed("CreateTable", failure)),
@@ -185,7 +192,7 @@ impl StateTable {
 
     async fn enable_ttl(&self) -> Result<(), StateError> {
         let answer =
-            self.call("DescribeTimeToLive").describe_time_to_live().table_name(&self.table).send().await;
+            self.call("DescribeTimeToLive").describe_time_to_live().table_name(&self.shared.table).send().await;
         let on = answer.ok().and_then(|a| a.time_to_live_description).and_then(|d| d.time_to_live_status);
         if matches!(on, Some(TimeToLiveStatus::Enabled | TimeToLiveStatus::Enabling)) {
             return Ok(());
@@ -197,7 +204,7 @@ impl StateTable {
             .map_err(|e| self.failed("UpdateTimeToLive", invalid(&e)))?;
         self.call("UpdateTimeToLive")
             .update_time_to_live()
-            .table_name(&self.table)
+            .table_name(&self.shared.table)
             .time_to_live_specification(specification)
             .send()
             .await
@@ -206,7 +213,7 @@ impl StateTable {
     }
 
     fn failed(&self, call: &'static str, source: Failure) -> StateError {
-        StateError::Call { call, table: self.table.clone(), source }
+        StateError::Call { call, table: self.shared.table.clone(), source }
     }
 
     /// One row, strongly consistent.
@@ -214,7 +221,7 @@ impl StateTable {
     /// # Errors
     /// The failure of the call.
     pub(crate) async fn get(&self, pk: &str, sk: &str) -> Result<Option<Row>, Failure> {
-        let request = self.call("GetItem").get_item().table_name(&self.table).consistent_read(true);
+        let request = self.call("GetItem").get_item().table_name(&self.shared.table).consistent_read(true);
         Ok(request.set_key(Some(key(pk, sk))).send().await?.item)
     }
 
@@ -223,7 +230,7 @@ impl StateTable {
     /// # Errors
     /// The failure of the call.
     pub(crate) async fn put(&self, row: Row) -> Result<(), Failure> {
-        self.call("PutItem").put_item().table_name(&self.table).set_item(Some(row)).send().await?;
+        self.call("PutItem").put_item().table_name(&self.shared.table).set_item(Some(row)).send().await?;
         Ok(())
     }
 
@@ -232,7 +239,7 @@ impl StateTable {
     /// # Errors
     /// The failure of the call.
     pub(crate) async fn delete(&self, key: Row) -> Result<(), Failure> {
-        self.call("DeleteItem").delete_item().table_name(&self.table).set_key(Some(key)).send().await?;
+        self.call("DeleteItem").delete_item().table_name(&self.shared.table).set_key(Some(key)).send().await?;
         Ok(())
     }
 
@@ -312,7 +319,7 @@ impl StateTable {
         let query = self
             .call("Query")
             .query()
-            .table_name(&self.table)
+            .table_name(&self.shared.table)
             .consistent_read(true)
             .key_condition_expression("#pk = :pk")
             .expression_attribute_names("#pk", PK)

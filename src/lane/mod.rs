@@ -62,7 +62,7 @@ impl Page {
     }
 }
 
-/// A page with the room that it takes until all of it is done.
+/// A page with the room that it takes until all of it is done. Sent boxed: a channel makes room for 32 at once.
 #[derive(Debug)]
 pub struct Handed {
     /// The page.
@@ -255,7 +255,7 @@ impl Lane {
 
     /// Takes pages until they end and everything is done, until it is paused and the worker drains, or until the
     /// fence falls.
-    pub async fn run(mut self, mut pages: mpsc::Receiver<Handed>) -> LaneEnd {
+    pub async fn run(mut self, mut pages: mpsc::Receiver<Box<Handed>>) -> LaneEnd {
         let mut gate = self.context.peer.gate();
         let drain = self.context.drain.clone();
         let start = self.frontier.borrow().position.clone();
@@ -313,8 +313,8 @@ impl Lane {
     }
 
     /// Takes a page. Records that were taken before come again when a lane changes its reader; they are passed over.
-    fn take(&mut self, handed: Handed) {
-        let Handed { page, memory } = handed;
+    fn take(&mut self, handed: Box<Handed>) {
+        let Handed { page, memory } = *handed;
         for (index, change) in page.changes.iter().enumerate() {
             let before =
                 |place: &Option<SequenceNumber>| place.as_ref().is_some_and(|at| change.sequence <= *at);

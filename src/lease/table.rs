@@ -89,11 +89,10 @@ impl LeaseTable {
     /// The failure of the call, or of a row that is not a lease.
     pub async fn get(&self, shards: &BTreeSet<String>) -> Result<Rows, Failure> {
         let mut rows = Rows::default();
-        let keys: Vec<_> =
-            std::iter::once(LISTER).chain(shards.iter().map(String::as_str)).map(|id| self.key(id)).collect();
-        for keys in keys.chunks(BATCH) {
-            let keys =
-                KeysAndAttributes::builder().set_keys(Some(keys.to_vec())).consistent_read(true).build();
+        let ids: Vec<&str> = std::iter::once(LISTER).chain(shards.iter().map(String::as_str)).collect();
+        for ids in ids.chunks(BATCH) {
+            let keys = ids.iter().map(|id| self.key(id)).collect();
+            let keys = KeysAndAttributes::builder().set_keys(Some(keys)).consistent_read(true).build();
             let keys = keys.map_err(|e| Failure::new(Class::Invalid, "Request", e.to_string()))?;
             let answer = self
                 .state

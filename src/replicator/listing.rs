@@ -9,8 +9,7 @@ use crate::lease::listing::{self, Change, Listed};
 use crate::lease::table::{HeldError, Rows};
 use crate::retry::Policy;
 use crate::stream::graph::Shard;
-use futures::FutureExt;
-use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
@@ -172,24 +171,23 @@ impl Replicator {
         if changes.is_empty() {
             return Ok(());
         }
-        let (mut calls, mut touched) = (Vec::<BoxFuture<'static, _>>::new(), BTreeSet::new());
-        for change in changes {
-            let leases = self.parts.leases.clone();
-            touched.insert(match &change {
-                Change::Add(row) => row.shard.clone(),
-                Change::Mark { shard, .. } | Change::Keep { shard, .. } => shard.clone(),
-            });
-            calls.push(Box::pin(async move {
-                match change {
-                    Change::Add(row) => Ok(leases.add(&row).await?.then_some(row.shard)),
-                    Change::Mark { shard, closed, gone } => {
-                        leases.mark(&shard, closed, gone).await.map(|()| None)
-                    }
-                    Change::Keep { shard, expires } => leases.keep(&shard, expires).await.map(|()| None),
+        let shard = |change: &Change| match change {
+            Change::Add(row) => row.shard.clone(),
+            Change::Mark { shard, .. } | Change::Keep { shard, .. } => shard.clone(),
+        };
+        let touched: BTreeSet<String> = changes.iter().map(shard).collect();
+        let leases = &self.parts.leases;
+        let calls = changes.into_iter().map(|change| async move {
+            match change {
+                Change::Add(row) => Ok(leases.add(&row).await?.then_some(row.shard)),
+                Change::Mark { shard, closed, gone } => {
+                    leases.mark(&shard, closed, gone).await.map(|()| None)
                 }
-            }));
-        }
-        let results: Result<Vec<_>, Failure> = some_at_once(calls).await.into_iter().collect();
+                Change::Keep { shard, expires } => leases.keep(&shard, expires).await.map(|()| None),
+            }
+        });
+        let results: Vec<Result<_, Failure>> = some_at_once(calls).collect().await;
+        let results: Result<Vec<_>, Failure> = results.into_iter().collect();
         let added: Vec<String> = results?.into_iter().flatten().collect();
         let name = &self.parts.route.name;
         self.parts.heart.changed(name, added.iter().map(String::as_str));

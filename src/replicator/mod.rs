@@ -24,9 +24,9 @@ use crate::route::Route;
 use crate::stream::list::Lister;
 use crate::task::Tasks;
 use crate::walker::End;
-use futures::future::BoxFuture;
-use futures::{StreamExt, stream};
+use futures::{Stream, StreamExt, stream};
 use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
@@ -283,7 +283,7 @@ impl Replicator {
     }
 
     async fn act(&mut self, actions: Vec<Action>, fence: &CancellationToken) -> Result<(), Failure> {
-        let mut calls: Vec<BoxFuture<'static, Result<_, Failure>>> = Vec::new();
+        let mut takes = Vec::new();
         for action in actions {
             match action {
                 Action::Join { shard, peer, start } => {
@@ -292,16 +292,19 @@ impl Replicator {
                     }
                 }
                 Action::Take(take) => {
-                    let leases = self.parts.leases.clone();
                     self.wanted.shards.insert(take.seen.shard.clone());
-                    calls.push(Box::pin(async move {
-                        leases.take(&take.seen).await.map(|held| held.map(|held| (*take, held)))
-                    }));
+                    takes.push(take);
                 }
             }
         }
+        let leases = self.parts.leases.clone();
+        let calls = takes.into_iter().map(|take| {
+            let leases = leases.clone();
+            async move { leases.take(&take.seen).await.map(|held| held.map(|held| (*take, held))) }
+        });
+        let mut taken = pin!(some_at_once(calls));
         let mut failed = None;
-        for result in some_at_once(calls).await {
+        while let Some(result) = taken.next().await {
             match result {
                 Ok(Some((mut take, (held, lease)))) => {
                     let came = take.seen.handoff.as_deref() == Some(&**self.parts.heart.worker());
@@ -411,9 +414,10 @@ impl Replicator {
     }
 }
 
-/// Makes the calls, a few at the same time; the results are in the order of the calls.
-async fn some_at_once<T>(calls: Vec<BoxFuture<'static, T>>) -> Vec<T> {
-    stream::iter(calls).buffered(AT_ONCE).collect().await
+/// Makes the calls, a few at the same time, each of them only when its turn comes: calls are large. The results are in the
+/// order of the calls.
+fn some_at_once<F: Future>(calls: impl IntoIterator<Item = F>) -> impl Stream<Item = F::Output> {
+    stream::iter(calls).buffered(AT_ONCE)
 }
 
 #[expect(

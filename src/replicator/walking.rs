@@ -5,7 +5,7 @@ use crate::lease::plan::{Start, Take};
 use crate::lease::table::{Held, HeldError};
 use crate::retry::{self, Policy};
 use crate::route::Route;
-use crate::walker::{End, Walker, WalkerParts};
+use crate::walker::{End, Join, Walker, WalkerParts};
 use futures::FutureExt;
 use std::collections::BTreeSet;
 use std::panic::AssertUnwindSafe;
@@ -37,7 +37,7 @@ pub(super) struct Begin<'a> {
 pub(super) struct Walking {
     held: Held,
     peers: BTreeSet<String>,
-    joins: mpsc::Sender<(String, Start)>,
+    joins: mpsc::Sender<Box<Join>>,
     drain: CancellationToken,
     fence: CancellationToken,
     came: Option<Instant>,
@@ -81,13 +81,12 @@ pub(super) fn begin(begin: Begin<'_>) -> (Walking, impl Future<Output = Option<E
             take,
             drain,
             fence: given_up.clone(),
-            joins: joining,
             progress: Arc::clone(&progress),
         };
         let tell = || {
             let _nobody_asks_any_more = finished.send(shard.clone());
         };
-        let mut walker = Box::pin(AssertUnwindSafe(Walker::new(parts).run()).catch_unwind());
+        let mut walker = Box::pin(AssertUnwindSafe(Walker::new(parts).run(joining)).catch_unwind());
         let end = loop {
             tokio::select! {
                 biased;
@@ -135,7 +134,7 @@ impl Walking {
 
     /// Lets another peer begin. A walk that ends meanwhile leaves it to whoever takes the shard next.
     pub(super) fn join(&mut self, peer: String, start: Start) {
-        if self.joins.try_send((peer.clone(), start)).is_ok() {
+        if self.joins.try_send(Box::new(Join { peer: peer.clone(), start })).is_ok() {
             self.peers.insert(peer);
         }
     }

@@ -62,7 +62,7 @@ pub(super) struct Cursor {
 /// A lane with room for a page.
 pub(super) struct Room {
     pub(super) id: Id,
-    slot: mpsc::OwnedPermit<Handed>,
+    slot: mpsc::OwnedPermit<Box<Handed>>,
     memory: Reserved,
 }
 
@@ -73,7 +73,8 @@ pub(super) struct Feeds {
 }
 
 struct Inner {
-    feeds: BTreeMap<Id, Feed>,
+    /// Boxed, because there are few, and a map has room for eleven from the first on.
+    feeds: BTreeMap<Id, Box<Feed>>,
     closed: BTreeMap<Id, Closed>,
     /// The last record that was read at the front.
     front: Option<SequenceNumber>,
@@ -82,7 +83,7 @@ struct Inner {
 }
 
 struct Feed {
-    pages: mpsc::Sender<Handed>,
+    pages: mpsc::Sender<Box<Handed>>,
     memory: Memory,
     cursor: Cursor,
     side: Side,
@@ -133,7 +134,7 @@ impl Feeds {
     pub(super) fn add(
         &self,
         id: Id,
-        pages: mpsc::Sender<Handed>,
+        pages: mpsc::Sender<Box<Handed>>,
         memory: Memory,
         start: &Start,
         late: bool,
@@ -150,7 +151,7 @@ impl Feeds {
         let mut feed =
             Feed { pages, memory, cursor, side, waited: Duration::ZERO, quiet, ended, about, behind: None };
         feed.go(side);
-        inner.feeds.insert(id, feed);
+        inner.feeds.insert(id, Box::new(feed));
         drop(inner);
         self.changed.notify_waiters();
     }
@@ -302,7 +303,7 @@ impl Feeds {
             (feed.cursor.sequence, feed.cursor.created) = cursor;
             feed.cursor.suspect = false;
         }
-        slot.send(Handed { page: Arc::clone(page), memory });
+        slot.send(Box::new(Handed { page: Arc::clone(page), memory }));
     }
 
     /// Takes a lane back to the front, when it has reached it.
@@ -421,7 +422,7 @@ mod tests {
     }
 
     /// Feeds with a lane for each start; each holds one page that it has not taken.
-    fn feeds(starts: &[Position]) -> (Feeds, Vec<mpsc::Receiver<Handed>>) {
+    fn feeds(starts: &[Position]) -> (Feeds, Vec<mpsc::Receiver<Box<Handed>>>) {
         let feeds = Feeds::new(starts.iter());
         let about = |id: usize| About {
             name: format!("p{id}"),

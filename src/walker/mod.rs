@@ -51,10 +51,18 @@ pub struct WalkerParts {
     pub drain: CancellationToken,
     /// Cancelled when the worker may not write any more.
     pub fence: CancellationToken,
-    /// Peers whose turn on this shard comes while it is walked, each with its start.
-    pub joins: mpsc::Receiver<(String, Start)>,
     /// Told when a peer is done with the shard and this is checkpointed: its children may start.
     pub progress: Arc<Notify>,
+}
+
+/// A peer whose turn on a shard comes while it is walked. Sent boxed, as pages are: a channel makes room for 32 at once,
+/// and there is one a shard.
+#[derive(Debug)]
+pub struct Join {
+    /// The peer.
+    pub peer: String,
+    /// Where it starts.
+    pub start: Start,
 }
 
 /// How a walk ended.
@@ -76,7 +84,6 @@ pub struct Walker {
     take: Take,
     drain: CancellationToken,
     fence: CancellationToken,
-    joins: mpsc::Receiver<(String, Start)>,
     progress: Arc<Notify>,
     /// A feed's file is written, and the next one waits for the checkpoint.
     written: Arc<Notify>,
@@ -111,24 +118,23 @@ impl Walker {
     /// A walker that has not begun.
     #[must_use]
     pub fn new(parts: WalkerParts) -> Self {
-        let WalkerParts { route, held, take, drain, fence, joins, progress } = parts;
+        let WalkerParts { route, held, take, drain, fence, progress } = parts;
         let shard: Arc<str> = take.seen.shard.as_str().into();
         let status = route.board.walks(&route.name, &shard);
         let written = Arc::default();
-        Self { route, shard, held, take, drain, fence, joins, progress, written, status }
+        Self { route, shard, held, take, drain, fence, progress, written, status }
     }
 
-    /// Walks the shard.
-    pub async fn run(mut self) -> End {
+    /// Walks the shard; `joins` are peers whose turn on it comes meanwhile.
+    pub async fn run(self, joins: mpsc::Receiver<Box<Join>>) -> End {
         let _held = Counted::new(self.route.metrics.leases_held.with_label_values(&[&self.route.name]));
         let span = tracing::info_span!("shard", route = &*self.route.name, shard = &*self.shard);
-        let joins = std::mem::replace(&mut self.joins, mpsc::channel(1).1);
         let end = self.walk(joins).instrument(span).await;
         self.route.board.leaves(&self.route.name, &self.shard);
         end
     }
 
-    async fn walk(&self, mut joins: mpsc::Receiver<(String, Start)>) -> End {
+    async fn walk(&self, mut joins: mpsc::Receiver<Box<Join>>) -> End {
         let feeds = Feeds::new(self.take.starts.values().map(|start| &start.position));
         let mut lanes = Lanes::default();
         for (peer, start) in &self.take.starts {
@@ -176,8 +182,8 @@ impl Walker {
                         return End::Lost;
                     }
                 }
-                Some((peer, start)) = joins.recv(), if behind.is_some() => {
-                    self.open(&peer, &start, true, &feeds, &mut lanes);
+                Some(join) = joins.recv(), if behind.is_some() => {
+                    self.open(&join.peer, &join.start, true, &feeds, &mut lanes);
                 }
                 () = self.written.notified() => ticks.reset_immediately(),
                 _ = ticks.tick(), if saving.is_none() => {

@@ -184,7 +184,7 @@ impl FeedLane {
 
     /// Takes pages until they end and everything is durable, until a stop is asked for while nothing can be written, or
     /// until the fence falls.
-    pub async fn run(mut self, pages: mpsc::Receiver<Handed>) -> LaneEnd {
+    pub async fn run(mut self, pages: mpsc::Receiver<Box<Handed>>) -> LaneEnd {
         self.parts.status.show(Some(&self.durable), 0, 0);
         match self.work(pages).await {
             Ok(()) => LaneEnd::Done,
@@ -193,7 +193,7 @@ impl FeedLane {
         }
     }
 
-    async fn work(&mut self, mut pages: mpsc::Receiver<Handed>) -> Result<(), Halt> {
+    async fn work(&mut self, mut pages: mpsc::Receiver<Box<Handed>>) -> Result<(), Halt> {
         let (parts, mut open) = (Arc::clone(&self.parts), true);
         let (mut gate, mut quiet) = (parts.feed.gate.clone(), parts.quiet.clone());
         Box::pin(self.recover()).await?;
@@ -243,8 +243,8 @@ impl FeedLane {
     }
 
     /// Takes a page. Records that were taken before come again when a lane changes its reader; they are passed over.
-    async fn take(&mut self, handed: Handed) -> Result<(), Halt> {
-        let Handed { page, mut memory } = handed;
+    async fn take(&mut self, handed: Box<Handed>) -> Result<(), Halt> {
+        let Handed { page, mut memory } = *handed;
         let parts = Arc::clone(&self.parts);
         let settings = &parts.feed.settings;
         for (index, change) in page.changes.iter().enumerate() {
