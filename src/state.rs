@@ -191,8 +191,12 @@ impl StateTable {
     }
 
     async fn enable_ttl(&self) -> Result<(), StateError> {
-        let answer =
-            self.call("DescribeTimeToLive").describe_time_to_live().table_name(&self.shared.table).send().await;
+        let answer = self
+            .call("DescribeTimeToLive")
+            .describe_time_to_live()
+            .table_name(&self.shared.table)
+            .send()
+            .await;
         let on = answer.ok().and_then(|a| a.time_to_live_description).and_then(|d| d.time_to_live_status);
         if matches!(on, Some(TimeToLiveStatus::Enabled | TimeToLiveStatus::Enabling)) {
             return Ok(());
@@ -239,7 +243,12 @@ impl StateTable {
     /// # Errors
     /// The failure of the call.
     pub(crate) async fn delete(&self, key: Row) -> Result<(), Failure> {
-        self.call("DeleteItem").delete_item().table_name(&self.shared.table).set_key(Some(key)).send().await?;
+        self.call("DeleteItem")
+            .delete_item()
+            .table_name(&self.shared.table)
+            .set_key(Some(key))
+            .send()
+            .await?;
         Ok(())
     }
 

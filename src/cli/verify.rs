@@ -40,7 +40,7 @@ pub(super) struct Args {
     /// [default: stdout, and nothing can be gone on with]
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// A difference that has stayed for so long counts: longer than the lag
+    /// A difference that has stayed for so long counts, once the workers are as far as it
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = humantime::parse_duration)]
     settle: Duration,
     /// Compare a part of the items only, chosen at random: percent

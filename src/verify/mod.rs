@@ -7,6 +7,7 @@
 
 mod compare;
 pub mod judge;
+mod lag;
 mod pairing;
 pub mod record;
 pub mod schema;
@@ -33,6 +34,7 @@ use crate::shape::{Shape, Unshaped};
 use crate::state::{StateError, StateTable};
 use crate::telemetry::metrics::Metrics;
 use crate::view::Fields;
+use lag::Lag;
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use rand::seq::index;
@@ -76,7 +78,7 @@ pub struct Request {
     pub read_units: Option<u32>,
     /// Read strongly consistent, for twice the cost. What differs is always looked up so.
     pub consistent: bool,
-    /// A difference that has stayed for so long counts.
+    /// A difference that has stayed for so long counts, once the workers are as far as it.
     pub settle: Duration,
     /// Write what makes members agree, where it is known who is right.
     pub repair: bool,
@@ -195,6 +197,7 @@ pub struct Verify {
     deletes: AtomicU64,
     /// How many keys are looked up at a time.
     looks: Semaphore,
+    lag: Lag,
 }
 
 impl Verify {
@@ -296,6 +299,7 @@ impl Verify {
                 gap: lost(&config, *index, &gaps, &jitter, &drain).await?,
             });
         }
+        let lag = Lag::new(config, state.clone(), options.clock, request.settle);
         Ok(Self {
             turn,
             state,
@@ -306,8 +310,8 @@ impl Verify {
             told: Mutex::default(),
             shape,
             stamp: route.stamp.clone(),
-            route: route.clone(),
             max_drift: route.max_clock_drift,
+            route,
             request,
             options,
             jitter,
@@ -317,6 +321,7 @@ impl Verify {
             found: AtomicU64::new(0),
             deletes: AtomicU64::new(0),
             looks: Semaphore::new(LOOKS),
+            lag,
         })
     }
 

@@ -20,12 +20,12 @@ use std::cmp::Ordering;
 use std::collections::HashSet;
 use std::sync::atomic::Ordering as Atomic;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
 /// Between two looks at first, and at most.
 const PAUSES: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(15)];
-/// What has not stayed the same within so many times the settling time is changing.
+/// What still changes after so many times the settling time is changing.
 const CHANGING: u32 = 5;
 /// Mending is tried so often against applications that write meanwhile.
 const ROUNDS: usize = 3;
@@ -48,6 +48,7 @@ impl Verify {
     pub(super) async fn settle(&self, segment: u32, key: Key) -> Result<Tally, VerifyError> {
         let begun = Instant::now();
         let (mut since, mut pause) = (begun, PAUSES[0]);
+        let (mut seen_at, mut changed) = (self.options.clock.now(), false);
         let mut tally = Tally { compared: 1, ..Tally::default() };
         let mut look = self.look(&key).await?;
         let differences = loop {
@@ -60,22 +61,22 @@ impl Verify {
                 tally.in_flight = 1;
                 return Ok(tally);
             }
-            if since.elapsed() >= self.request.settle {
-                break differences;
-            }
-            if begun.elapsed() >= self.request.settle * CHANGING {
+            if changed && begun.elapsed() >= self.request.settle * CHANGING {
                 tally.changing = 1;
                 self.write(&json!({ "segment": segment, "kind": "changing", "key": json::from_item(key.attributes()) }))?;
                 return Ok(tally);
             }
             let rest = self.request.settle.saturating_sub(since.elapsed());
-            if !retry::pause(pause.min(rest), &self.drain).await {
-                return Err(VerifyError::Stopped);
+            if rest > Duration::ZERO {
+                self.pause(pause.min(rest)).await?;
+                pause = (pause * 2).min(PAUSES[1]);
+            } else if !self.waits_for_lanes(seen_at).await? {
+                break differences;
             }
-            pause = (pause * 2).min(PAUSES[1]);
             let next = self.look(&key).await?;
-            if self.seen(&next) != self.seen(&look) {
-                since = Instant::now();
+            changed = self.seen(&next) != self.seen(&look);
+            if changed {
+                (since, seen_at) = (Instant::now(), self.options.clock.now());
             }
             look = next;
         };
@@ -100,6 +101,21 @@ impl Verify {
             self.write(&line)?;
         }
         Ok(tally)
+    }
+
+    /// Waits while what was written before a time may be on its way; whether it was.
+    async fn waits_for_lanes(&self, written: SystemTime) -> Result<bool, VerifyError> {
+        let ask = || self.lag.may_bring(written);
+        let mut waited = false;
+        while retry::run(Self::patience(), &self.jitter, &self.drain, |_, _| (), ask).await? {
+            self.pause(self.lag.interval()).await?;
+            waited = true;
+        }
+        Ok(waited)
+    }
+
+    async fn pause(&self, pause: Duration) -> Result<(), VerifyError> {
+        if retry::pause(pause, &self.drain).await { Ok(()) } else { Err(VerifyError::Stopped) }
     }
 
     async fn look(&self, key: &Key) -> Result<Look, VerifyError> {

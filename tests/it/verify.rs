@@ -139,6 +139,56 @@ async fn members_that_are_equal_have_no_differences_while_they_are_written() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_on_its_way_for_longer_than_differences_settle_is_no_difference() {
+    let world = World::new();
+    allow(&world);
+    for id in 0..120 {
+        world.put(&format!("k{id}"), "new").await;
+    }
+    // Two a second: the last ones come after a minute.
+    let config = || world.config("max_writes_per_second = { b = 2 }", "");
+    let worker = world.start(config()).await;
+    eventually("the other peer has all", || world.items(&world.peers[1]) == world.items(&world.source)).await;
+    let settle = Duration::from_secs(5);
+    let request = || Request { settle, peer: Some("b".into()), ..request("copy") };
+    let missing = || 120 - world.items(&world.peers[0]).len();
+    assert!(missing() > 60, "{} are on their way", missing());
+    let (tally, lines) = verify(config(), request(), world.options(false)).await.unwrap();
+    assert_eq!(tally.remaining(), 0, "{lines:#?}");
+    assert!(tally.in_flight > 50, "{tally:?}");
+    // One that no worker brings counts after the same time, whatever else is on its way: nobody waits for what is new.
+    Client::admin_of(&world.sandbox, PEERS[0].0, PEERS[0].1).delete(&world.peers[0], "k7").await;
+    let begun = tokio::time::Instant::now();
+    let (_, lines) = verify(config(), request(), world.options(false)).await.unwrap();
+    assert_eq!(differences(&lines), found(&[(Kind::Missing, "k7")]));
+    assert!(begun.elapsed() < 4 * settle, "{:?}", begun.elapsed());
+    worker.stop().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn workers_that_do_not_come_further_are_not_waited_for() {
+    let world = World::new();
+    allow(&world);
+    let worker = world.worker().await;
+    world.put("k1", "old").await;
+    world.until_equal().await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("differences");
+    let (request, record) = (request("copy"), Record::open(&file).unwrap());
+    let (config, options) = (world.config(GO_ON, ""), world.options(false));
+    let ready = Verify::build(config, request, options, record, CancellationToken::new());
+    let ready = Box::pin(ready).await.unwrap();
+    world.sandbox.faults().add(Rule::new(Effect::Unavailable).operation("GetRecords"));
+    world.put("k1", "new").await;
+    let begun = tokio::time::Instant::now();
+    Box::pin(ready.run()).await.unwrap();
+    assert_eq!(differences(&lines(&file)), found(&[(Kind::Different, "k1"), (Kind::Different, "k1")]));
+    assert!(begun.elapsed() > Duration::from_secs(60), "they might have come further");
+    world.sandbox.faults().clear();
+    worker.stop().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_a_stream_has_lost_is_found_and_mended_and_changes_go_on() {
     let world = lossy().await;
     let worker = world.start(world.config(GO_ON, "")).await;
