@@ -284,7 +284,7 @@ impl Lane {
                     }
                 }
                 page = pages.recv(), if open && self.has_room() => match page {
-                    Some(handed) => self.take(handed),
+                    Some(handed) => self.take(*handed),
                     None => open = false,
                 },
                 Ok(()) = gate.changed() => {}
@@ -313,8 +313,8 @@ impl Lane {
     }
 
     /// Takes a page. Records that were taken before come again when a lane changes its reader; they are passed over.
-    fn take(&mut self, handed: Box<Handed>) {
-        let Handed { page, memory } = *handed;
+    fn take(&mut self, handed: Handed) {
+        let Handed { page, memory } = handed;
         for (index, change) in page.changes.iter().enumerate() {
             let before =
                 |place: &Option<SequenceNumber>| place.as_ref().is_some_and(|at| change.sequence <= *at);
