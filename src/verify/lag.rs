@@ -29,8 +29,8 @@ struct Seen {
     looked: Instant,
     /// How far the peer is that is furthest behind; `None` when there is nobody to wait for.
     last: Option<Place>,
-    /// When it was first seen there.
-    since: Instant,
+    /// Where and when one was last seen to have come further.
+    mark: Option<(Place, Instant)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,10 +41,19 @@ struct Place {
     pending: u64,
 }
 
+impl Place {
+    /// Whether something was applied since `before`. A frontier is known to the second only, and what is written meanwhile
+    /// adds to what is pending.
+    fn is_further_than(&self, before: &Self) -> bool {
+        self.frontier > before.frontier + RESOLUTION || self.pending < before.pending
+    }
+}
+
 impl Lag {
-    /// Of a config that has the compared routes alone.
-    pub(super) fn new(config: Config, state: StateTable, clock: Clock, settle: Duration) -> Self {
-        let patience = (5 * settle).max(4 * config.lease.renew_interval);
+    /// Of a config that has the compared routes alone; workers that have not come further for `patience`, and four beats at
+    /// least, are not waited for.
+    pub(super) fn new(config: Config, state: StateTable, clock: Clock, patience: Duration) -> Self {
+        let patience = patience.max(4 * config.lease.renew_interval);
         Self { config, state, clock, patience, seen: Mutex::default() }
     }
 
@@ -67,7 +76,7 @@ impl Lag {
         };
         *seen = Some(now);
         let behind = now.last.is_some_and(|last| last.frontier <= written + RESOLUTION);
-        Ok(behind && now.since.elapsed() < self.patience)
+        Ok(behind && !self.stands(&now, Instant::now()))
     }
 
     async fn look(&self, before: Option<Seen>) -> Result<Seen, Failure> {
@@ -75,16 +84,29 @@ impl Lag {
         let reader = Reader { config: &self.config, state: self.state.clone(), clock: self.clock };
         let look = reader.look().await?;
         let last = last(&assemble(&look, &[], self.config.lease.duration), look.now);
-        let same = before.filter(|before| before.last == last);
-        let since = same.map_or(looked, |before| before.since);
-        let stands = |at: Instant| last.is_some() && at.duration_since(since) >= self.patience;
-        if stands(looked) && !same.is_some_and(|before| stands(before.looked)) {
+        let before_mark = before.and_then(|before| before.mark);
+        let kept = |last: &Place| before_mark.filter(|(mark, _)| !last.is_further_than(mark));
+        let mark = last.map(|last| kept(&last).unwrap_or((last, looked)));
+        let seen = Seen { looked, last, mark };
+        if let Some(last) = last.filter(|_| before_mark.is_none()) {
+            let seconds = look.now.duration_since(last.frontier).unwrap_or_default().as_secs();
+            tracing::info!(
+                seconds,
+                "the workers are behind: differences wait for what was written before them"
+            );
+        }
+        if self.stands(&seen, looked) && !before.is_some_and(|before| self.stands(&before, before.looked)) {
             tracing::warn!(
-                seconds = looked.duration_since(since).as_secs(),
+                seconds = self.patience.as_secs(),
                 "the workers do not come further: what is on its way counts as a difference; see shardwalker status"
             );
         }
-        Ok(Seen { looked, last, since })
+        Ok(seen)
+    }
+
+    /// Whether the workers have not come further for too long.
+    fn stands(&self, seen: &Seen, at: Instant) -> bool {
+        seen.mark.is_some_and(|(_, since)| at.duration_since(since) >= self.patience)
     }
 }
 
@@ -99,4 +121,26 @@ fn last(status: &Status, now: SystemTime) -> Option<Place> {
         routes.flat_map(|route| route.peers.values()).filter(behind).max_by_key(|peer| peer.lag_seconds)?;
     let frontier = now.checked_sub(Duration::from_secs(last.lag_seconds))?;
     Some(Place { frontier, pending: last.pending })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::UNIX_EPOCH;
+
+    #[test]
+    fn workers_come_further_by_what_they_apply_alone() {
+        let at = |millis, pending| Place { frontier: UNIX_EPOCH + Duration::from_millis(millis), pending };
+        let before = at(7_000, 50);
+        for (now, further) in [
+            // The lag is told in whole seconds, and the time of a look has a fraction.
+            (at(7_999, 50), false),
+            (at(9_000, 50), true),
+            // Others are written, and some of the same second applied.
+            (at(7_000, 51), false),
+            (at(7_000, 49), true),
+        ] {
+            assert_eq!(now.is_further_than(&before), further, "{now:?}");
+        }
+    }
 }

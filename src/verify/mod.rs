@@ -299,7 +299,7 @@ impl Verify {
                 gap: lost(&config, *index, &gaps, &jitter, &drain).await?,
             });
         }
-        let lag = Lag::new(config, state.clone(), options.clock, request.settle);
+        let lag = Lag::new(config, state.clone(), options.clock, request.settle * settle::CHANGING);
         Ok(Self {
             turn,
             state,

@@ -20,13 +20,14 @@ use std::cmp::Ordering;
 use std::collections::HashSet;
 use std::sync::atomic::Ordering as Atomic;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 use tokio::time::Instant;
 
 /// Between two looks at first, and at most.
 const PAUSES: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(15)];
-/// What still changes after so many times the settling time is changing.
-const CHANGING: u32 = 5;
+/// What still changes after so many times the settling time is changing, and workers that have not come further for so long
+/// are not waited for.
+pub(super) const CHANGING: u32 = 5;
 /// Mending is tried so often against applications that write meanwhile.
 const ROUNDS: usize = 3;
 
@@ -47,8 +48,7 @@ impl Verify {
     /// Looks a key up until it is clear what it is; writes the differences to the record.
     pub(super) async fn settle(&self, segment: u32, key: Key) -> Result<Tally, VerifyError> {
         let begun = Instant::now();
-        let (mut since, mut pause) = (begun, PAUSES[0]);
-        let (mut seen_at, mut changed) = (self.options.clock.now(), false);
+        let (mut since, mut pause, mut changed) = (begun, PAUSES[0], false);
         let mut tally = Tally { compared: 1, ..Tally::default() };
         let mut look = self.look(&key).await?;
         let differences = loop {
@@ -70,13 +70,13 @@ impl Verify {
             if rest > Duration::ZERO {
                 self.pause(pause.min(rest)).await?;
                 pause = (pause * 2).min(PAUSES[1]);
-            } else if !self.waits_for_lanes(seen_at).await? {
+            } else if !self.waits_for_lanes(since).await? {
                 break differences;
             }
             let next = self.look(&key).await?;
             changed = self.seen(&next) != self.seen(&look);
             if changed {
-                (since, seen_at) = (Instant::now(), self.options.clock.now());
+                since = Instant::now();
             }
             look = next;
         };
@@ -103,8 +103,9 @@ impl Verify {
         Ok(tally)
     }
 
-    /// Waits while what was written before a time may be on its way; whether it was.
-    async fn waits_for_lanes(&self, written: SystemTime) -> Result<bool, VerifyError> {
+    /// Waits while what was written before `since` may be on its way; whether it was.
+    async fn waits_for_lanes(&self, since: Instant) -> Result<bool, VerifyError> {
+        let written = self.options.clock.now() - since.elapsed();
         let ask = || self.lag.may_bring(written);
         let mut waited = false;
         while retry::run(Self::patience(), &self.jitter, &self.drain, |_, _| (), ask).await? {

@@ -41,10 +41,21 @@ pub(crate) async fn verify(
     request: Request,
     options: service::Options,
 ) -> Result<(Tally, Vec<Value>), VerifyError> {
+    verify_after(config, request, options, async || ()).await
+}
+
+/// A comparison that begins `after` something that its preparations must not see.
+async fn verify_after(
+    config: Config,
+    request: Request,
+    options: service::Options,
+    after: impl AsyncFnOnce(),
+) -> Result<(Tally, Vec<Value>), VerifyError> {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("differences");
     let record = Record::open(&file)?;
     let ready = Box::pin(Verify::build(config, request, options, record, CancellationToken::new())).await?;
+    after().await;
     let tally = Box::pin(ready.run()).await?;
     Ok((tally, lines(&file)))
 }
@@ -157,7 +168,7 @@ async fn what_is_on_its_way_for_longer_than_differences_settle_is_no_difference(
     assert_eq!(tally.remaining(), 0, "{lines:#?}");
     assert!(tally.in_flight > 50, "{tally:?}");
     // One that no worker brings counts after the same time, whatever else is on its way: nobody waits for what is new.
-    Client::admin_of(&world.sandbox, PEERS[0].0, PEERS[0].1).delete(&world.peers[0], "k7").await;
+    theirs(&world, 0).delete("orders-copy", "k7").await;
     let begun = tokio::time::Instant::now();
     let (_, lines) = verify(config(), request(), world.options(false)).await.unwrap();
     assert_eq!(differences(&lines), found(&[(Kind::Missing, "k7")]));
@@ -172,18 +183,44 @@ async fn workers_that_do_not_come_further_are_not_waited_for() {
     let worker = world.worker().await;
     world.put("k1", "old").await;
     world.until_equal().await;
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("differences");
-    let (request, record) = (request("copy"), Record::open(&file).unwrap());
-    let (config, options) = (world.config(GO_ON, ""), world.options(false));
-    let ready = Verify::build(config, request, options, record, CancellationToken::new());
-    let ready = Box::pin(ready).await.unwrap();
-    world.sandbox.faults().add(Rule::new(Effect::Unavailable).operation("GetRecords"));
-    world.put("k1", "new").await;
     let begun = tokio::time::Instant::now();
-    Box::pin(ready.run()).await.unwrap();
-    assert_eq!(differences(&lines(&file)), found(&[(Kind::Different, "k1"), (Kind::Different, "k1")]));
+    let standstill = async || {
+        world.sandbox.faults().add(Rule::new(Effect::Unavailable).operation("GetRecords"));
+        world.put("k1", "new").await;
+    };
+    let compared = verify_after(world.config(GO_ON, ""), request("copy"), world.options(false), standstill);
+    let (_, lines) = compared.await.unwrap();
+    assert_eq!(differences(&lines), found(&[(Kind::Different, "k1"), (Kind::Different, "k1")]));
     assert!(begun.elapsed() > Duration::from_secs(60), "they might have come further");
+    world.sandbox.faults().clear();
+    worker.stop().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_is_down_is_not_waited_for_while_others_are_written_to() {
+    let world = World::new();
+    allow(&world);
+    let worker = world.worker().await;
+    world.put("k1", "old").await;
+    world.until_equal().await;
+    let down = async || {
+        world.sandbox.faults().add(Rule::new(Effect::Unavailable).account(PEERS[0].0).operation("PutItem"));
+        world.put("k1", "new").await;
+    };
+    let only = Request { peer: Some("b".to_owned()), ..request("copy") };
+    let compared = verify_after(world.config(GO_ON, ""), only, world.options(false), down);
+    // What waits for the peer gets more and more, at times that are no whole seconds.
+    let writes = async {
+        for id in 0.. {
+            tokio::time::sleep(Duration::from_millis(3100)).await;
+            world.put(&format!("w{id}"), "new").await;
+        }
+    };
+    let compared = tokio::time::timeout(Duration::from_secs(600), async {
+        tokio::select! { compared = compared => compared, () = writes => unreachable!("it writes for ever") }
+    });
+    let (_, lines) = Box::pin(compared).await.expect("it ends").unwrap();
+    assert_eq!(differences(&lines)[0], (Kind::Different.name().to_owned(), "k1".to_owned()));
     world.sandbox.faults().clear();
     worker.stop().await.unwrap();
 }
