@@ -125,12 +125,12 @@ impl StateTable {
                         made = true;
                     }
                 },
-                Ok(None) => return Err(StateError::Absent(self.shared.table.clone())),
+                Ok(None) => return Err(StateError::Absent(self.name().to_owned())),
                 Err(error) if error.may_pass() && Instant::now() < patient => {}
                 Err(error) => return Err(error),
             }
             if Instant::now() > deadline {
-                return Err(StateError::NotActive(self.shared.table.clone()));
+                return Err(StateError::NotActive(self.name().to_owned()));
             }
             tokio::time::sleep(Duration::from_millis(250)).await;
         }
@@ -149,7 +149,7 @@ impl StateTable {
 
     /// `None` when absent, else whether it is active.
     async fn describe(&self) -> Result<Option<bool>, StateError> {
-        let answer = self.call("DescribeTable").describe_table().table_name(&self.shared.table).send().await;
+        let answer = self.call("DescribeTable").describe_table().table_name(self.name()).send().await;
         let table = match answer.map_err(Failure::from) {
             Ok(answer) => answer.table,
             Err(failure) if failure.class == Class::NotFound => return Ok(None),
@@ -157,7 +157,7 @@ impl StateTable {
         };
         let Some(table) = table else { return Ok(Some(false)) };
         if let Some(why) = misfit(&table) {
-            return Err(StateError::Unfit { table: self.shared.table.clone(), why });
+            return Err(StateError::Unfit { table: self.name().to_owned(), why });
         }
         Ok(Some(table.table_status() == Some(&TableStatus::Active)))
     }
@@ -166,7 +166,7 @@ impl StateTable {
         let mut request = self
             .call("CreateTable")
             .create_table()
-            .table_name(&self.shared.table)
+            .table_name(self.name())
             .billing_mode(BillingMode::PayPerRequest);
         for (name, kind) in [(PK, KeyType::Hash), (SK, KeyType::Range)] {
             let definition = AttributeDefinition::builder()
@@ -182,7 +182,7 @@ impl StateTable {
             request = request.attribute_definitions(definition).key_schema(key);
         }
         match request.send().await.map_err(Failure::from) {
-            Ok(_) => tracing::info!(table = self.shared.table, "state table is being created"),
+            Ok(_) => tracing::info!(table = self.name(), "state table is being created"),
             // Another worker was faster.
             Err(failure) if failure.code == "ResourceInUseException" => {}
             Err(failure) => return Err(self.failed("CreateTable", failure)),
@@ -191,12 +191,8 @@ impl StateTable {
     }
 
     async fn enable_ttl(&self) -> Result<(), StateError> {
-        let answer = self
-            .call("DescribeTimeToLive")
-            .describe_time_to_live()
-            .table_name(&self.shared.table)
-            .send()
-            .await;
+        let answer =
+            self.call("DescribeTimeToLive").describe_time_to_live().table_name(self.name()).send().await;
         let on = answer.ok().and_then(|a| a.time_to_live_description).and_then(|d| d.time_to_live_status);
         if matches!(on, Some(TimeToLiveStatus::Enabled | TimeToLiveStatus::Enabling)) {
             return Ok(());
@@ -208,7 +204,7 @@ impl StateTable {
             .map_err(|e| self.failed("UpdateTimeToLive", invalid(&e)))?;
         self.call("UpdateTimeToLive")
             .update_time_to_live()
-            .table_name(&self.shared.table)
+            .table_name(self.name())
             .time_to_live_specification(specification)
             .send()
             .await
@@ -217,7 +213,7 @@ impl StateTable {
     }
 
     fn failed(&self, call: &'static str, source: Failure) -> StateError {
-        StateError::Call { call, table: self.shared.table.clone(), source }
+        StateError::Call { call, table: self.name().to_owned(), source }
     }
 
     /// One row, strongly consistent.
@@ -225,7 +221,7 @@ impl StateTable {
     /// # Errors
     /// The failure of the call.
     pub(crate) async fn get(&self, pk: &str, sk: &str) -> Result<Option<Row>, Failure> {
-        let request = self.call("GetItem").get_item().table_name(&self.shared.table).consistent_read(true);
+        let request = self.call("GetItem").get_item().table_name(self.name()).consistent_read(true);
         Ok(request.set_key(Some(key(pk, sk))).send().await?.item)
     }
 
@@ -234,7 +230,7 @@ impl StateTable {
     /// # Errors
     /// The failure of the call.
     pub(crate) async fn put(&self, row: Row) -> Result<(), Failure> {
-        self.call("PutItem").put_item().table_name(&self.shared.table).set_item(Some(row)).send().await?;
+        self.call("PutItem").put_item().table_name(self.name()).set_item(Some(row)).send().await?;
         Ok(())
     }
 
@@ -243,12 +239,7 @@ impl StateTable {
     /// # Errors
     /// The failure of the call.
     pub(crate) async fn delete(&self, key: Row) -> Result<(), Failure> {
-        self.call("DeleteItem")
-            .delete_item()
-            .table_name(&self.shared.table)
-            .set_key(Some(key))
-            .send()
-            .await?;
+        self.call("DeleteItem").delete_item().table_name(self.name()).set_key(Some(key)).send().await?;
         Ok(())
     }
 
@@ -328,7 +319,7 @@ impl StateTable {
         let query = self
             .call("Query")
             .query()
-            .table_name(&self.shared.table)
+            .table_name(self.name())
             .consistent_read(true)
             .key_condition_expression("#pk = :pk")
             .expression_attribute_names("#pk", PK)

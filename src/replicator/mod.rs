@@ -297,10 +297,9 @@ impl Replicator {
                 }
             }
         }
-        let leases = self.parts.leases.clone();
-        let calls = takes.into_iter().map(|take| {
-            let leases = leases.clone();
-            async move { leases.take(&take.seen).await.map(|held| held.map(|held| (*take, held))) }
+        let leases = &self.parts.leases.clone();
+        let calls = takes.into_iter().map(|take| async move {
+            leases.take(&take.seen).await.map(|held| held.map(|held| (*take, held)))
         });
         let mut taken = pin!(some_at_once(calls));
         let mut failed = None;
