@@ -98,32 +98,35 @@ pub(super) fn begin(begin: Begin<'_>) -> (Walking, impl Future<Output = Option<E
             tell();
         }
         let end = end.ok();
-        if end == Some(End::Lost) && given_up.is_cancelled() && !fence.is_cancelled() {
-            tracing::warn!(
-                route = &*route.name,
-                shard,
-                "a shard did not come to rest in time: it is handed over as it is"
-            );
-            // What was sent may still take effect, and its check against the ledger was abandoned: whoever is next must
-            // come after it.
-            retry::pause(route.write.request_timeout, &fence).await;
-            return Some(Box::pin(release(&held, &route, &fence)).await);
+        if !matches!(end, Some(End::Finished | End::Drained)) {
+            if given_up.is_cancelled() && !fence.is_cancelled() {
+                tracing::warn!(
+                    route = &*route.name,
+                    shard,
+                    "a shard did not come to rest in time: it is handed over as it is"
+                );
+            }
+            // What was sent may still take effect, and its check against the ledger was abandoned: whoever is next, this
+            // worker too, must come after it.
+            tokio::time::sleep(route.write.request_timeout).await;
+            if !fence.is_cancelled() {
+                Box::pin(release(&held, &route, &fence)).await;
+            }
         }
         end
     };
     (walking, walk)
 }
 
-/// Gives a lease back whose walker was given up: the last checkpoint stands.
-async fn release(held: &Held, route: &Route, fence: &CancellationToken) -> End {
+/// Gives a lease back, if it still is this worker's, whose walk did not come to its end: the last checkpoint stands.
+async fn release(held: &Held, route: &Route, fence: &CancellationToken) {
     let once = || async {
         match held.release().await {
-            Ok(()) => Ok(End::Drained),
-            Err(HeldError::Lost) => Ok(End::Lost),
+            Ok(()) | Err(HeldError::Lost) => Ok(()),
             Err(HeldError::Call(failure)) => Err(failure),
         }
     };
-    retry::run(Policy::FOREVER, &route.jitter, fence, |_, _| (), once).await.unwrap_or(End::Lost)
+    let _fallen = retry::run(Policy::FOREVER, &route.jitter, fence, |_, _| (), once).await;
 }
 
 impl Walking {

@@ -72,7 +72,7 @@ pub enum End {
     Finished,
     /// It was asked to stop; what was taken is done and checkpointed.
     Drained,
-    /// Another worker has the lease, or this one may not write.
+    /// Another worker has the lease, or this one may not write, or a lane broke down. What was sent may still take effect.
     Lost,
 }
 
@@ -169,9 +169,7 @@ impl Walker {
                     Err(panic) => {
                         tracing::error!(%panic, "a lane broke down; the shard is given back and taken again");
                         lanes.tasks.abort_all().await;
-                        // What was sent may still take effect; whoever is next must come after it.
-                        retry::pause(self.route.write.request_timeout, &self.fence).await;
-                        return Box::pin(self.give_back(End::Lost)).await;
+                        return End::Lost;
                     }
                 },
                 () = maybe(&mut front) => front = None,

@@ -22,8 +22,9 @@ use std::sync::{Mutex, Once};
 use std::time::Duration;
 
 /// Seeds that found a fault, each with what it was.
-const FAILED_ONCE: [(u64, &str); 10] = [
+const FAILED_ONCE: [(u64, &str); 11] = [
     (335, "the judge took a table's row for the start of its route"),
+    (1351, "a worker whose fence had fallen took its own lease again before what it had sent had come"),
     (1773, "the judge took the start of one route for that of another"),
     (2066, "the judge did not wait until a lost range was found"),
     (2684, "a lane that caught up beside another lacked the same records, and the gap named the other only"),
