@@ -7,6 +7,7 @@
 //! done only when the shard was read to its end and all of it is done there.
 
 mod feeds;
+mod pace;
 mod reading;
 
 use crate::change::SequenceNumber;
@@ -27,6 +28,7 @@ use crate::telemetry::metrics::Counted;
 use feeds::{About, Closed, Feeds, Id};
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use pace::Pace;
 use reading::Reading;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -143,7 +145,8 @@ impl Walker {
         tracing::debug!(epoch = self.held.epoch(), lanes = lanes.running.len(), "walking");
         let (take, drain, status) = (&self.take, &self.drain, &*self.status);
         let (route, shard, held) = (&*self.route, &self.shard, &self.held);
-        let reading = Reading { route, shard, held, take, feeds: &feeds, status, drain };
+        let pace = Pace::new(route.read.min_interval);
+        let reading = Reading { route, shard, held, take, feeds: &feeds, pace, status, drain };
         let mut front = Some(Box::pin(reading.front()));
         let mut behind = Some(Box::pin(reading.behind()));
         let mut saving: Option<BoxFuture<'_, Saved>> = None;

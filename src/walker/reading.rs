@@ -4,6 +4,7 @@
 //! room for it.
 
 use super::feeds::{Closed, Cursor, Feeds, Id, Room, Side};
+use super::pace::Pace;
 use crate::change::{Change, Image, SequenceNumber};
 use crate::config::OnGap;
 use crate::failure::{Action, Class, Failure};
@@ -31,6 +32,7 @@ pub(super) struct Reading<'a> {
     pub(super) held: &'a Held,
     pub(super) take: &'a Take,
     pub(super) feeds: &'a Feeds,
+    pub(super) pace: Pace,
     pub(super) status: &'a ShardStatus,
     /// Ends when reading must stop.
     pub(super) drain: &'a CancellationToken,
@@ -98,7 +100,7 @@ impl Reading<'_> {
     pub(super) async fn front(&self) {
         let cursor = self.feeds.front().unwrap_or(Cursor { sequence: None, created: None, suspect: false });
         let mut hand = self.hand(None, cursor);
-        let mut wait = self.route.read.min_interval;
+        let mut wait = self.pace.interval();
         let mut empty = Empty::default();
         while let Some(room) = self.feeds.room(Side::Front).await {
             let (begun, at) = (Instant::now(), self.route.clock.now());
@@ -108,7 +110,7 @@ impl Reading<'_> {
                     if empty.is_quiet(nothing, begun) {
                         self.feeds.quiet(at);
                     }
-                    let (min, idle) = (self.route.read.min_interval, self.route.read.idle_interval);
+                    let (min, idle) = (self.pace.interval(), self.route.read.idle_interval);
                     wait = if nothing { (wait * 2).min(idle).max(min) } else { min };
                     let pause = self.route.jitter.around(wait).max(min).saturating_sub(begun.elapsed());
                     tokio::time::sleep(pause).await;
@@ -140,7 +142,7 @@ impl Reading<'_> {
                         hands.remove(&id);
                         tracing::debug!(lane = id, "a lane has caught up");
                     }
-                    self.route.read.min_interval.saturating_sub(begun.elapsed())
+                    self.pace.interval().saturating_sub(begun.elapsed())
                 }
                 Paged::Later(pause) => pause,
                 Paged::Closed(why) => {
@@ -250,11 +252,12 @@ impl Reading<'_> {
             ReadError::Unreadable(error) => Some(self.stop("undecodable", &error.to_string())),
             ReadError::Call(failure) => {
                 self.route.metrics.retried(&self.route.name, "stream", failure.class);
+                self.status.read_failed(&failure);
                 let action = match failure.class {
+                    Class::Throttled => return Paged::Later(self.route.jitter.around(self.pace.refused())),
                     Class::IteratorExpired => Action::RetrySoon,
                     class => class.insist(),
                 };
-                self.status.read_failed(&failure);
                 return Paged::Later(hand.pauses.next(action).unwrap_or(Policy::FOREVER.slow));
             }
         };
