@@ -114,6 +114,38 @@ async fn a_worker_that_starts_with_peers_far_apart_reads_for_each_from_where_it_
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_lane_that_catches_up_leaves_the_others_their_reads_of_the_shard() {
+    let options = Options { initial_shards: 1, stream_limits: true, ..Options::default() };
+    let world = World::with(options, Some("NEW_AND_OLD_IMAGES"));
+    let worker = world.worker().await;
+    down(&world);
+    // Pages of three, and two pages of 1 MB a second at most.
+    let big = AttributeValue::S("x".repeat(300_000));
+    for item in 0..ITEMS {
+        let item = with(&format!("k{item}"), &[("big", big.clone())]);
+        world.app.db.put_item().table_name("orders").set_item(Some(item)).send().await.unwrap();
+    }
+    let behind = || worker.metric("shardwalker_lanes_behind", &["peer=\"c\""]) == 1.0;
+    // Tables of this size take long to compare, so the changes are counted.
+    let done = || worker.metric("shardwalker_changes_total", &["peer=\"b\""]) as usize;
+    eventually("the first peer has it all", || done() == ITEMS).await;
+    eventually("the other peer is behind", behind).await;
+    world.sandbox.faults().clear();
+    let (begun, mut longest, mut writes) = (Instant::now(), Duration::ZERO, 0);
+    while behind() {
+        let written = Instant::now();
+        world.put("small", &writes.to_string()).await;
+        writes += 1;
+        eventually("the first peer has the small one", || done() == ITEMS + writes).await;
+        longest = longest.max(written.elapsed());
+    }
+    assert!(writes > 10, "it took long enough to tell: {writes} writes in {:?}", begun.elapsed());
+    assert!(longest < Duration::from_secs(1), "{longest:?} for one write to the other peer");
+    world.until_equal().await;
+    worker.stop().await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn memory_stays_within_its_bound() {
     let world = one_shard();
     let worker = world.start(world.config("", "[read]\nmemory_mb = 16")).await;
