@@ -185,7 +185,12 @@ async fn work(
     let short = Duration::from_millis(1);
     let read = Read { min_interval: short, idle_interval: 20 * short, ..Read::default() };
     let mut config = settings::config(1, read, IN_FLIGHT);
-    config.lease = Lease { look_interval: Duration::from_millis(200), ..Lease::default() };
+    config.lease = Lease {
+        duration: Duration::from_secs(6),
+        renew_interval: Duration::from_secs(1),
+        look_interval: Duration::from_millis(200),
+        ..Lease::default()
+    };
     let service = Service::build(config, options, drain.clone()).await?;
     metrics.lock().unwrap_or_else(PoisonError::into_inner).push(service.metrics().clone());
     Ok(service.run().await?)

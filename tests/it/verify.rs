@@ -2,6 +2,7 @@
 
 mod command;
 mod group;
+mod schema;
 
 use crate::operator::Operator;
 use crate::sandbox_support::Client;
