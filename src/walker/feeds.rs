@@ -80,6 +80,8 @@ struct Inner {
     front: Option<SequenceNumber>,
     /// Whether the front is still read.
     open: bool,
+    /// Whether the next page of the front comes after a gap: lanes that have not missed it there must find their own.
+    gap: bool,
 }
 
 struct Feed {
@@ -126,7 +128,7 @@ impl Feeds {
         };
         let front = starts.filter(near).min_by(|a, b| a.sequence.cmp(&b.sequence));
         let front = front.and_then(|start| start.sequence.clone());
-        let inner = Inner { feeds: BTreeMap::new(), closed: BTreeMap::new(), front, open: true };
+        let inner = Inner { feeds: BTreeMap::new(), closed: BTreeMap::new(), front, open: true, gap: false };
         Self { inner: Mutex::new(inner), changed: Notify::new() }
     }
 
@@ -212,10 +214,12 @@ impl Feeds {
         self.lock().feeds.get(&id).map(|feed| feed.cursor.clone())
     }
 
-    /// The names, in order, of the lanes that a reader serves, one that is behind or the front, and that may lack records
-    /// before `first`, the first one that is left; `None` when none is.
+    /// A reader, of a lane that is behind or of the front, has found a gap: the names, in order, of the lanes that it serves
+    /// and that may lack records before `first`, the first one that is left; `None` when none is. No other lane comes to
+    /// the front until the page after the gap is handed out.
     pub(super) fn lacking(&self, lane: Option<Id>, first: Option<&SequenceNumber>) -> Vec<String> {
-        let inner = self.lock();
+        let mut inner = self.lock();
+        inner.gap |= lane.is_none();
         let served = |id: Id, feed: &Feed| lane.map_or(feed.side == Side::Front, |lane| lane == id);
         let before = |feed: &Feed| first.is_none() || feed.cursor.sequence.as_ref() < first;
         let lacking = inner.feeds.iter().filter(|(id, feed)| served(**id, feed) && before(feed));
@@ -238,6 +242,7 @@ impl Feeds {
         let others: Vec<Id> = {
             let mut inner = self.lock();
             inner.front = Some(last.sequence.clone());
+            inner.gap = false;
             let front = inner.feeds.iter().filter(|(id, feed)| feed.side == Side::Front && **id != lead.id);
             front.map(|(id, _)| *id).collect()
         };
@@ -375,7 +380,7 @@ impl Feeds {
 
 impl Inner {
     fn reached(&self, cursor: &Cursor) -> bool {
-        self.open && cursor.sequence >= self.front
+        self.open && !self.gap && cursor.sequence >= self.front
     }
 }
 
@@ -483,6 +488,23 @@ mod tests {
         assert_eq!(feeds.hand_behind(&page(13), None, room), Vec::<Id>::new());
         assert!(feeds.rejoin(2));
         assert_eq!(behind(&feeds), [false; 3]);
+    }
+
+    #[tokio::test]
+    async fn no_lane_comes_to_the_front_between_a_gap_and_the_page_after_it() {
+        let (feeds, mut pages) = feeds(&[position(10, 1000), position(10, 1000), position(5, 1)]);
+        let room = feeds.room(Side::Behind).await.unwrap();
+        feeds.give(room, &page(10));
+        assert_eq!(feeds.lacking(None, None), ["p0", "p1"]);
+        assert!(!feeds.rejoin(2), "the gap does not name it");
+        let room = feeds.room(Side::Front).await.unwrap();
+        feeds.hand_out(&page(20), room).await;
+        assert!(!feeds.rejoin(2));
+        pages[2].recv().await.unwrap();
+        assert_eq!(feeds.lacking(Some(2), None), ["p2"]);
+        let room = feeds.room(Side::Behind).await.unwrap();
+        feeds.give(room, &page(20));
+        assert!(feeds.rejoin(2));
     }
 
     #[tokio::test]
