@@ -185,6 +185,8 @@ async fn work(
     let short = Duration::from_millis(1);
     let read = Read { min_interval: short, idle_interval: 20 * short, ..Read::default() };
     let mut config = settings::config(1, read, IN_FLIGHT);
+    // A late start is made up for sooner than with the defaults: a worker writes for a lease less a request's time limit.
+    config.write.request_timeout = Duration::from_secs(1);
     config.lease = Lease {
         duration: Duration::from_secs(6),
         renew_interval: Duration::from_secs(1),
@@ -208,7 +210,12 @@ async fn time(course: &Course, workers: usize, metrics: &Mutex<Vec<Metrics>>) ->
             sleep(Duration::from_millis(50)).await;
         }
     };
-    timeout(PATIENCE, shared).await.context("the shards are not shared")?;
+    timeout(PATIENCE, shared).await.with_context(|| {
+        let metrics = metrics.lock().unwrap_or_else(PoisonError::into_inner);
+        let held: Vec<f64> =
+            metrics.iter().map(|metrics| metric(metrics, "shardwalker_leases_held")).collect();
+        format!("the shards are not shared: {workers} workers hold {held:?}")
+    })?;
     let begun = Instant::now();
     course.open.store(true, Ordering::Release);
     timeout(PATIENCE, course.done.notified()).await.context("the workers are stuck")?;
